@@ -1,0 +1,210 @@
+"""The Celery application, and how messages reach its queues.
+
+One factory serves both sides. It never becomes the current app, applies no fixups and reads no `CELERY_*`
+variable, so that inside a Django project with a Celery of its own neither sees the other: a `Celery()` made the
+usual way captures the host's `shared_task`s, and `CELERY_BROKER_URL` beats its `broker=`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from classifleet.config.errors import BrokerUnavailable
+from classifleet.config.payload import TASK_NAME, Message
+from classifleet.config.settings import Settings, is_redis, mask_url
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from kombu import Connection
+
+PUBLISH_CONNECTIONS: Final = 4  # per process; a publish holds one for well under a millisecond
+_RETRY: Final = {"max_retries": 3, "interval_start": 0.05, "interval_step": 0.2, "interval_max": 1.0}
+
+# Redelivery is the ledger's business (see docs/guarantees.md); these only make the stock transport behave.
+_REDIS_OPTIONS: Final[dict[str, Any]] = {
+    "visibility_timeout": 300,
+    "unacked_restore_interval": 10,
+    "unacked_restore_throttle": 1,
+    "unacked_restore_limit": 100,
+    "priority_steps": [0],  # one list a queue: lanes are queues, not priorities
+    "queue_order_strategy": "priority",  # interactive is listed first
+    "socket_keepalive": True,
+    "socket_timeout": 15,
+    "health_check_interval": 10,
+}
+
+_CONF: Final[dict[str, Any]] = {
+    "accept_content": ["json"],
+    "task_serializer": "json",
+    "task_acks_late": True,
+    "task_acks_on_failure": True,
+    "task_acks_on_timeout": False,
+    "task_ignore_result": True,
+    "task_create_missing_queues": True,
+    "worker_prefetch_multiplier": 1,
+    "worker_disable_prefetch": True,  # leaves the backlog where an autoscaler can see it
+    "worker_send_task_events": False,
+    "worker_enable_remote_control": False,
+    "worker_disable_rate_limits": True,
+    "worker_eta_task_limit": 100,
+    "worker_hijack_root_logger": False,
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+}
+
+
+def transport_options(url: str, connect_timeout_seconds: float) -> dict[str, Any]:
+    """Options for kombu's transport of this URL."""
+    if not is_redis(url):
+        return {}
+    return {**_REDIS_OPTIONS, "socket_connect_timeout": connect_timeout_seconds}
+
+
+def make_app(settings: Settings) -> Celery:
+    """Build the Celery application of a fleet.
+
+    Raises:
+        BrokerUnavailable: No broker is configured.
+    """
+    from celery import Celery
+
+    class ClassifleetApp(Celery):  # type: ignore[misc]
+        """Celery, deaf to the host project's configuration."""
+
+        def _load_config(self) -> Any:
+            with _without_celery_variables():
+                return super()._load_config()
+
+    url = broker_url(settings)
+    app = ClassifleetApp("classifleet", set_as_current=False, fixups=[], broker=url, backend=None)
+    app.conf.update(
+        _CONF,
+        broker_url=url,
+        broker_read_url=url,
+        broker_write_url=url,
+        broker_transport_options=transport_options(url, settings.connect_timeout_seconds),
+        broker_connection_timeout=settings.connect_timeout_seconds,
+        worker_concurrency=settings.chunks_in_flight,
+    )
+    return app
+
+
+def broker_url(settings: Settings) -> str:
+    """The broker, or one clear error."""
+    if settings.broker_url:
+        return settings.broker_url
+    raise BrokerUnavailable("no broker is configured: set CLASSIFLEET_BROKER_URL, or pass its URL")
+
+
+class _without_celery_variables:  # noqa: N801 - reads as a statement
+    """Hide the host's `CELERY_*` variables while Celery reads its configuration."""
+
+    _lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._hidden = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("CELERY_")}
+
+    def __exit__(self, *_: object) -> None:
+        os.environ.update(self._hidden)
+        self._lock.release()
+
+
+class Publisher:
+    """Publishes wake-up messages on connections of its own; safe across threads and fork."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = broker_url(settings)
+        self._timeout = settings.connect_timeout_seconds
+        self._origin = f"{os.getpid()}@{socket.gethostname()}"
+        self._pool: Any = None
+        self._pid = 0
+        self._lock = threading.Lock()
+
+    def publish(self, messages: Iterable[tuple[str, Message]]) -> None:
+        """Put `(queue, message)` pairs on their queues, in one round trip where the transport can.
+
+        Raises:
+            BrokerUnavailable: Within `connect_timeout_seconds`, plus up to three quick retries.
+        """
+        from kombu.exceptions import KombuError, OperationalError
+
+        try:
+            with self._connections().acquire(block=True, timeout=self._timeout) as connection:
+                self._publish_on(connection, list(messages))
+        except (OperationalError, KombuError, OSError, *_redis_errors()) as error:
+            raise BrokerUnavailable(f"the broker {mask_url(self._url)} did not take the message: {error}") from error
+
+    def _publish_on(self, connection: Connection, messages: list[tuple[str, Message]]) -> None:
+        from kombu import Producer
+
+        def send() -> None:
+            with Producer(connection.default_channel) as producer, producer.batch():
+                for queue, message in messages:
+                    producer.publish(
+                        _body(message),
+                        routing_key=queue,
+                        exchange="",
+                        serializer="json",
+                        headers=_headers(message, self._origin),
+                        delivery_mode=2,
+                    )
+
+        connection.ensure(None, send, **_RETRY)()
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._lock:
+            if self._pool is not None and self._pid == os.getpid():
+                self._pool.force_close_all()
+            self._pool = None
+
+    def _connections(self) -> Any:
+        with self._lock:
+            if self._pool is None or self._pid != os.getpid():  # a forked child must not use its parent's sockets
+                from kombu import Connection
+
+                self._pid = os.getpid()
+                self._pool = Connection(
+                    self._url,
+                    connect_timeout=self._timeout,
+                    transport_options=transport_options(self._url, self._timeout),
+                ).Pool(limit=PUBLISH_CONNECTIONS)
+            return self._pool
+
+
+def _redis_errors() -> tuple[type[Exception], ...]:
+    import redis
+
+    return (redis.RedisError,)
+
+
+def _body(message: Message) -> tuple[list[Any], Message, dict[str, None]]:
+    """Celery's message protocol 2: args, kwargs, embed."""
+    return [], message, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+def _headers(message: Message, origin: str) -> dict[str, Any]:
+    """Celery's message protocol 2, headers (docs.celeryq.dev, "Message Protocol")."""
+    task_id = uuid.uuid4().hex
+    return {
+        "lang": "py",
+        "task": TASK_NAME,
+        "id": task_id,
+        "root_id": task_id,
+        "parent_id": None,
+        "group": None,
+        "eta": None,
+        "expires": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "argsrepr": "()",
+        "kwargsrepr": f"{message['job']}/{message['chunk']}",
+        "origin": origin,
+        "ignore_result": True,
+    }

@@ -1,0 +1,107 @@
+"""Every Redis key that classifleet writes, apart from the broker's own queues.
+
+`KEY_TABLE` is the documented table (`docs/redis-keys.md` is generated from it); the chaos suite fails if a key
+outside it is found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names of one namespace. The braces keep all keys of a namespace in one hash slot."""
+
+    namespace: str
+
+    @property
+    def prefix(self) -> str:
+        """What every key starts with; the Lua scripts get this and append the rest."""
+        return f"classifleet:{{{self.namespace}}}:"
+
+    def records(self, job: str, chunk: str) -> str:
+        """The hash of a chunk's records, by image id."""
+        return f"{self.prefix}records:{job}:{chunk}"
+
+    def job(self, job: str) -> str:
+        """The hash of a job's state and counters."""
+        return f"{self.prefix}job:{job}"
+
+    def log(self, job: str) -> str:
+        """The list of a job's finished chunks in the order in which they finished."""
+        return f"{self.prefix}log:{job}"
+
+    def parts(self, job: str) -> str:
+        """The hash of a job's winning commits, by chunk."""
+        return f"{self.prefix}parts:{job}"
+
+    def pending(self, job: str) -> str:
+        """The sorted set of a job's chunks without a final answer."""
+        return f"{self.prefix}pending:{job}"
+
+    def chunk(self, job: str, chunk: str) -> str:
+        """The hash of an unfinished chunk."""
+        return f"{self.prefix}chunk:{job}:{chunk}"
+
+    def blob(self, job: str, chunk: str, sha256: str) -> str:
+        """An image too large for its chunk's payload."""
+        return f"{self.prefix}blob:{job}:{chunk}:{sha256}"
+
+    def queue(self, queue: str, part: str) -> str:
+        """One of a queue's four keys: `queued`, `leased`, `done`, `images`."""
+        return f"{self.prefix}queue:{queue}:{part}"
+
+    def shared(self, name: str) -> str:
+        """One of the keys that the whole namespace shares, by name: `jobs`, `queues`, `finalise` and so on."""
+        return f"{self.prefix}{name}"
+
+    def reply(self, client: str) -> str:
+        """The channel on which a producer process hears of finished chunks."""
+        return f"{self.prefix}reply:{client}"
+
+    def lock(self, name: str) -> str:
+        """The lease of a fleet-wide duty."""
+        return f"{self.prefix}lock:{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """One row of the documented table."""
+
+    pattern: str
+    type: str
+    lifetime: str
+    writer: str
+    meaning: str
+
+
+KEY_TABLE: Final = (
+    KeyRow("schema", "string", "for ever", "producer, worker", "Version of this layout; checked at start."),
+    KeyRow("jobs", "zset", "members go with their job", "ledger", "Job ids by time of creation."),
+    KeyRow("queues", "set", "for ever", "ledger", "Names of queues that ever had a chunk."),
+    KeyRow("job:<job>", "hash", "result TTL after the end", "ledger", "State, request and counters of a job."),
+    KeyRow("pending:<job>", "zset", "until the job ends", "ledger", "Chunks of the job without a final answer."),
+    KeyRow("parts:<job>", "hash", "as its job", "ledger", "Winning commit of each finished chunk."),
+    KeyRow("log:<job>", "list", "as its job", "ledger", "Finished chunks in order of finishing."),
+    KeyRow("chunk:<job>:<chunk>", "hash", "until its commit", "ledger", "Payload, lease and attempts of a chunk."),
+    KeyRow("records:<job>:<chunk>", "hash", "as its job", "worker", "Records by image id (jobs without a sink)."),
+    KeyRow(
+        "blob:<job>:<chunk>:<sha256>",
+        "string",
+        "until its commit, or its TTL",
+        "producer",
+        "An image over the inline cap.",
+    ),
+    KeyRow("blobs", "zset", "members by their TTL", "ledger", "Blobs with sizes, by time of expiry."),
+    KeyRow("blob_bytes", "string", "for ever", "ledger", "Sum of the sizes in `blobs`."),
+    KeyRow("queue:<queue>:queued", "zset", "for ever", "ledger", "Queued chunks by time of entry."),
+    KeyRow("queue:<queue>:leased", "zset", "for ever", "ledger", "Chunks at work by the end of their lease."),
+    KeyRow("queue:<queue>:done", "zset", "last hour", "ledger", "Finished chunks by time of commit."),
+    KeyRow("queue:<queue>:images", "hash", "for ever", "ledger", "Images queued, leased and done, summed."),
+    KeyRow("finalise", "zset", "members until finalised", "ledger", "Jobs whose end must be written."),
+    KeyRow("lock:<name>", "string", "its lease", "worker", "Who does a fleet-wide duty now."),
+)

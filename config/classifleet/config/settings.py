@@ -1,0 +1,292 @@
+"""Settings, from (first wins) arguments, `CLASSIFLEET_*` variables, a TOML file, and defaults.
+
+Nothing is read at import. A list is written with commas or as JSON; a nested key with `__`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from classifleet.config.errors import SettingsError
+from classifleet.config.payload import Lane, explain
+
+ENV_PREFIX: Final = "CLASSIFLEET_"
+CONFIG_FILE_VARIABLE: Final = "CLASSIFLEET_CONFIG_FILE"
+DEFAULT_CONFIG_FILE: Final = "classifleet.toml"
+# Kubernetes puts these into every pod that shares a namespace with a service called "classifleet…".
+_SERVICE_VARIABLE = re.compile(r"_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$")
+
+
+def _listed(value: object) -> object:
+    """A list as people write it in a variable: `a,b` or `["a","b"]`."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith(("[", "{")):
+        return json.loads(text)
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _mapped(value: object) -> object:
+    """A map as people write it in a variable: `a=x,b=y` or JSON."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("{"):
+        return json.loads(text)
+    return dict(part.strip().split("=", 1) for part in text.split(",") if part.strip())
+
+
+StrList = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
+StrMap = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
+
+
+def default_model_repository() -> str:
+    """Where models live when nothing is said: the user's data folder."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return str(Path(base) / "classifleet" / "models")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. `docs/settings.md` is generated from the descriptions."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=False
+    )
+
+    # Where things are
+    broker_url: str | None = Field(
+        None,
+        repr=False,
+        description="Celery broker. Without one, `classify` and `bulk` start an embedded Redis.",
+    )
+    redis_url: str | None = Field(
+        None, repr=False, description="The ledger's Redis. Default: the broker, when that is Redis."
+    )
+    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")] = Field(
+        "default", description="Fleets with different namespaces share a Redis without meeting."
+    )
+    pools: StrMap = Field(
+        default_factory=dict, description="Model to pool, as `name=pool`; models not named go to `default`."
+    )
+    ephemeral: bool = Field(
+        False, description="Accept a Redis that persists nothing: a restart of it then loses accepted work."
+    )
+
+    # Producer
+    connect_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        5.0, description="How long a call waits for Redis or the broker before it raises."
+    )
+    max_connections: Annotated[int, Field(ge=2, le=1000)] = Field(
+        8, description="Redis connections of one `Fleet` in one process."
+    )
+    chunk_size: Annotated[int, Field(ge=1, le=256)] = Field(32, description="Images per message of a bulk job.")
+    submission_window: Annotated[int, Field(ge=1)] = Field(
+        10_000, description="Queued chunks that one job may have; `submit_many` waits above it."
+    )
+    inline_max_bytes: Annotated[int, Field(ge=0, le=1 << 20)] = Field(
+        32 << 10, description="Image bytes carried in the payload itself; larger ones are parked in Redis."
+    )
+    blob_max_total_bytes: Annotated[int, Field(ge=0)] = Field(
+        256 << 20, description="Sum of the images that may be parked in Redis at one time."
+    )
+    blob_ttl_seconds: Annotated[int, Field(ge=60)] = Field(
+        86_400, description="How long an image is parked in Redis if nobody commits it."
+    )
+    result_ttl_seconds: Annotated[int, Field(ge=1)] = Field(
+        86_400, description="How long records stay in Redis after their job has ended."
+    )
+
+    # Worker
+    queues: StrList = Field(
+        default_factory=lambda: ["default"], description="Pools whose queues this worker serves (both lanes)."
+    )
+    models: StrList = Field(
+        default_factory=list,
+        description="Models to load at start; empty means all that the repository holds.",
+    )
+    model_repository: str = Field(
+        default_factory=default_model_repository, description="Folder or `s3://` prefix of the models."
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+        "auto", description="`auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:N`."
+    )
+    chunks_in_flight: Annotated[int, Field(ge=2, le=1024)] = Field(
+        32, description="Chunks that one worker works on at a time (the size of its thread pool)."
+    )
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = Field(32, description="Images in one forward pass, at most.")
+    decode_threads: Annotated[int, Field(ge=0, le=256)] = Field(
+        0, description="Threads that decode; 0 means one per core that the process may use."
+    )
+    decoded_in_flight: Annotated[int, Field(ge=1)] = Field(
+        256, description="Decoded images that wait for the device, at most."
+    )
+    lease_seconds: Annotated[float, Field(ge=1)] = Field(
+        60.0, description="A chunk whose worker is silent for so long is given to another."
+    )
+    http_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="Port of /metrics, /livez and /readyz. Not set: the first free one from 9464 on."
+    )
+    http_host: str = Field("127.0.0.1", description="Address that /metrics, /livez and /readyz listen on.")
+
+    # What a worker may read and write
+    file_roots: StrList = Field(
+        default_factory=list, description="Folders below which `file://` references may be read."
+    )
+    source_allow: StrList = Field(
+        default_factory=list, description="`s3://bucket/prefix` that may be read; empty means every bucket."
+    )
+    sink_allow: StrList = Field(
+        default_factory=list,
+        description="`s3://…` or `file://…` prefixes that jobs may write to; empty means none.",
+    )
+    http_allow: StrList = Field(
+        default_factory=list,
+        description="`host:port` or `CIDR:port` exceptions to the rule that only public addresses are fetched.",
+    )
+    max_bytes: Annotated[int, Field(ge=1)] = Field(20 << 20, description="Bytes of one image, at most.")
+    max_pixels: Annotated[int, Field(ge=1)] = Field(50_000_000, description="Pixels of one image, at most.")
+    truncated: Literal["strict", "lenient"] = Field(
+        "strict", description="A truncated image is an error, or is decoded as far as it goes."
+    )
+    fetch_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        15.0, description="From the first connection to the last byte of one image."
+    )
+    fetch_concurrency: Annotated[int, Field(ge=1)] = Field(128, description="Images fetched at one time.")
+    s3_endpoint_url: str | None = Field(None, description="Object store other than AWS: its URL.")
+    s3_path_style: bool = Field(False, description="Address buckets by path (`host/bucket/key`).")
+
+    # Output
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`auto` is readable on a terminal and JSON elsewhere."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("broker_url", "redis_url")
+    @classmethod
+    def _has_a_scheme(cls, value: str | None) -> str | None:
+        if value is not None and "://" not in value:
+            raise ValueError("not a URL: expected something like redis://host:6379/0")
+        return value
+
+    @classmethod
+    def load(cls, **arguments: Any) -> Self:
+        """Read all sources; arguments win.
+
+        Raises:
+            SettingsError: Naming the setting, where it came from, and what is wrong.
+        """
+        _refuse_unknown(os.environ)
+        config_file = os.environ.get(CONFIG_FILE_VARIABLE)
+        if config_file and not Path(config_file).is_file():
+            raise SettingsError(f"{CONFIG_FILE_VARIABLE} names {config_file}, which is not a file")
+        try:
+            return cls(**{name: value for name, value in arguments.items() if value is not None})
+        except ValidationError as error:
+            raise SettingsError(f"settings: {explain(error)}") from None
+        except (ValueError, OSError) as error:  # bad JSON in a variable, bad TOML in the file
+            raise SettingsError(f"settings: {error}") from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, environment, TOML file."""
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file()))
+
+    def source(self, name: str) -> str:
+        """Where a setting's value came from, for `classifleet config show`."""
+        if name not in self.model_fields_set:
+            return "default"
+        if any(key.upper() == f"{ENV_PREFIX}{name.upper()}" for key in os.environ):
+            return "environment"
+        file = config_file()
+        if file.is_file() and name in TomlConfigSettingsSource(type(self), file)():
+            return str(file)
+        return "argument"
+
+    def ledger_url(self) -> str:
+        """The ledger's Redis.
+
+        Raises:
+            SettingsError: The broker is not Redis and `redis_url` is not set, or neither is set.
+        """
+        if self.redis_url:
+            return self.redis_url
+        if self.broker_url and is_redis(self.broker_url):
+            return self.broker_url
+        raise SettingsError(
+            "no Redis for the ledger: set CLASSIFLEET_REDIS_URL"
+            + (" (the broker is not a Redis)" if self.broker_url else " or CLASSIFLEET_BROKER_URL")
+        )
+
+    def queue_of(self, models: list[str], lane: Lane) -> str:
+        """The queue for a request for these models.
+
+        Raises:
+            SettingsError: The models live in different pools.
+        """
+        pools = {self.pools.get(name.partition("@")[0], "default") for name in models}
+        if len(pools) != 1:
+            raise SettingsError(f"the models {', '.join(models)} live in different pools: {', '.join(sorted(pools))}")
+        return queue_name(pools.pop(), lane)
+
+
+def queue_name(pool: str, lane: Lane) -> str:
+    """`classify.<pool>.<lane>`."""
+    return f"classify.{pool}.{lane}"
+
+
+def config_file() -> Path:
+    """The TOML file that is read if it exists."""
+    return Path(os.environ.get(CONFIG_FILE_VARIABLE) or DEFAULT_CONFIG_FILE)
+
+
+def is_redis(url: str) -> bool:
+    """Whether the URL is of a Redis server that can hold the ledger."""
+    return url.partition(":")[0] in ("redis", "rediss", "unix", "redis+socket")
+
+
+def mask_url(url: str) -> str:
+    """The URL without its password, for people to read."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields} | {CONFIG_FILE_VARIABLE}
+    for key in environment:
+        upper = key.upper()
+        if not upper.startswith(ENV_PREFIX) or upper in known or _SERVICE_VARIABLE.search(upper):
+            continue
+        close = _closest(upper, known)
+        raise SettingsError(f"{key} is not a setting" + (f"; did you mean {close}?" if close else ""))
+
+
+def _closest(name: str, known: set[str]) -> str | None:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
