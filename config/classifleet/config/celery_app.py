@@ -1,8 +1,7 @@
 """The Celery application, and how messages reach its queues.
 
-One factory serves both sides. It never becomes the current app, applies no fixups and reads no `CELERY_*`
-variable, so that inside a Django project with a Celery of its own neither sees the other: a `Celery()` made the
-usual way captures the host's `shared_task`s, and `CELERY_BROKER_URL` beats its `broker=`.
+One factory serves both sides. Inside a Django project with a Celery of its own neither sees the other (`_celery.py`
+says how).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from classifleet.config.errors import BrokerUnavailable
 from classifleet.config.payload import TASK_NAME, Message
-from classifleet.config.settings import Settings, is_redis, mask_url
+from classifleet.config.settings import Settings, for_kombu, is_redis, mask_url
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -71,17 +70,10 @@ def make_app(settings: Settings) -> Celery:
     Raises:
         BrokerUnavailable: No broker is configured.
     """
-    from celery import Celery
-
-    class ClassifleetApp(Celery):  # type: ignore[misc]
-        """Celery, deaf to the host project's configuration."""
-
-        def _load_config(self) -> Any:
-            with _without_celery_variables():
-                return super()._load_config()
+    from classifleet.config._celery import IsolatedCelery
 
     url = broker_url(settings)
-    app = ClassifleetApp("classifleet", set_as_current=False, fixups=[], broker=url, backend=None)
+    app = IsolatedCelery("classifleet", broker=url)
     app.conf.update(
         _CONF,
         broker_url=url,
@@ -97,22 +89,8 @@ def make_app(settings: Settings) -> Celery:
 def broker_url(settings: Settings) -> str:
     """The broker, or one clear error."""
     if settings.broker_url:
-        return settings.broker_url
+        return for_kombu(settings.broker_url)
     raise BrokerUnavailable("no broker is configured: set CLASSIFLEET_BROKER_URL, or pass its URL")
-
-
-class _without_celery_variables:  # noqa: N801 - reads as a statement
-    """Hide the host's `CELERY_*` variables while Celery reads its configuration."""
-
-    _lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._hidden = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("CELERY_")}
-
-    def __exit__(self, *_: object) -> None:
-        os.environ.update(self._hidden)
-        self._lock.release()
 
 
 class Publisher:
@@ -155,7 +133,7 @@ class Publisher:
                         delivery_mode=2,
                     )
 
-        connection.ensure(None, send, **_RETRY)()
+        connection.ensure(connection, send, **_RETRY)()  # a new connection drops its old default channel
 
     def close(self) -> None:
         """Close the connections."""

@@ -25,6 +25,7 @@ MAX_REFERENCE_CHARS: Final = 8192  # everything but data:, which has its own cap
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
+_CREDENTIALS = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:/*)?[^/]*@")
 _REDACTED_QUERY = "?redacted"
 
 
@@ -123,7 +124,10 @@ def decode_data_uri(rest: str, *, max_bytes: int) -> bytes:
         # Percent-encoding never shrinks, so the text's length bounds the bytes from above.
         if len(body) > 3 * max_bytes:
             raise ImageError(ErrorCode.TOO_LARGE, f"the data: reference is over {max_bytes} bytes")
-        return _within(unquote_to_bytes(body), max_bytes)
+        try:
+            return _within(unquote_to_bytes(body), max_bytes)
+        except UnicodeEncodeError as error:
+            raise _invalid(f"the data: reference is not text: {error.reason}") from None
     if len(body) * 3 // 4 > max_bytes + 3:
         raise ImageError(
             ErrorCode.TOO_LARGE,
@@ -161,9 +165,9 @@ def redact(text: str) -> str:
         return f"data:;sha256={hashlib.sha256(_data_bytes(text)).hexdigest()}"
     if scheme == "blob":
         return f"data:;sha256={text[5:]}"
-    if scheme in ("http", "https"):
-        return _redact_url(text)
-    return text[:MAX_REFERENCE_CHARS]
+    if scheme in ("s3", "file"):
+        return text[:MAX_REFERENCE_CHARS]
+    return _redact_url(text)  # whatever it is, it may carry a signature
 
 
 def _data_bytes(text: str) -> bytes:
@@ -175,15 +179,11 @@ def _data_bytes(text: str) -> bytes:
 
 def _redact_url(text: str) -> str:
     base, question, _ = text.partition("#")[0].partition("?")
-    scheme, separator, rest = base.partition("://")
-    authority, slash, path = rest.partition("/")
-    authority = authority.rpartition("@")[2]
-    return (scheme + separator + authority + slash + path + (_REDACTED_QUERY if question else ""))[
-        :MAX_REFERENCE_CHARS
-    ]
+    return (_CREDENTIALS.sub(r"\1", base) + (_REDACTED_QUERY if question else ""))[:MAX_REFERENCE_CHARS]
 
 
 def _shorten(text: str, limit: int = 80) -> str:
+    text = redact(text)
     return repr(text if len(text) <= limit else text[:limit] + "…")
 
 

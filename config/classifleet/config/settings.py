@@ -1,6 +1,7 @@
 """Settings, from (first wins) arguments, `CLASSIFLEET_*` variables, a TOML file, and defaults.
 
-Nothing is read at import. A list is written with commas or as JSON; a nested key with `__`.
+Nothing is read at import. A list is written `a,b` or as JSON, a map `a=x,b=y` or as JSON. An empty variable counts as
+not set.
 """
 
 from __future__ import annotations
@@ -8,12 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -29,7 +29,8 @@ ENV_PREFIX: Final = "CLASSIFLEET_"
 CONFIG_FILE_VARIABLE: Final = "CLASSIFLEET_CONFIG_FILE"
 DEFAULT_CONFIG_FILE: Final = "classifleet.toml"
 # Kubernetes puts these into every pod that shares a namespace with a service called "classifleet…".
-_SERVICE_VARIABLE = re.compile(r"_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$")
+_SERVICE_VARIABLE = re.compile(r"_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")  # what `…_PORT` holds when it is one of them
 
 
 def _listed(value: object) -> object:
@@ -49,7 +50,10 @@ def _mapped(value: object) -> object:
     text = value.strip()
     if text.startswith("{"):
         return json.loads(text)
-    return dict(part.strip().split("=", 1) for part in text.split(",") if part.strip())
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if broken := next((name for name, equals, _ in pairs if not equals), None):
+        raise ValueError(f"{broken.strip()!r} has no value: write name=value,name=value")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 StrList = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
@@ -66,8 +70,9 @@ class Settings(BaseSettings):
     """Everything that can be set. `docs/settings.md` is generated from the descriptions."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=False
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, validate_default=False
     )
+    _arguments: frozenset[str] = PrivateAttr(frozenset())
 
     # Where things are
     broker_url: str | None = Field(
@@ -192,15 +197,19 @@ class Settings(BaseSettings):
             SettingsError: Naming the setting, where it came from, and what is wrong.
         """
         _refuse_unknown(os.environ)
-        config_file = os.environ.get(CONFIG_FILE_VARIABLE)
-        if config_file and not Path(config_file).is_file():
-            raise SettingsError(f"{CONFIG_FILE_VARIABLE} names {config_file}, which is not a file")
+        if os.environ.get(CONFIG_FILE_VARIABLE) and not config_file().is_file():
+            raise SettingsError(f"{CONFIG_FILE_VARIABLE} names {config_file()}, which is not a file")
+        given = {name: value for name, value in arguments.items() if value is not None}
         try:
-            return cls(**{name: value for name, value in arguments.items() if value is not None})
+            settings = cls(**given)
         except ValidationError as error:
-            raise SettingsError(f"settings: {explain(error)}") from None
-        except (ValueError, OSError) as error:  # bad JSON in a variable, bad TOML in the file
-            raise SettingsError(f"settings: {error}") from None
+            sources = {name: _source(name, given) for name in (str(e["loc"][0]) for e in error.errors() if e["loc"])}
+            named = ", ".join(f"{name} from {source}" for name, source in sources.items())
+            raise SettingsError(f"settings: {explain(error)} ({named})") from None
+        except (ValueError, OSError) as error:  # bad TOML; a broken variable is a ValidationError
+            raise SettingsError(f"settings: {config_file()}: {error}") from None
+        settings._arguments = frozenset(given)
+        return settings
 
     @classmethod
     def settings_customise_sources(
@@ -216,14 +225,7 @@ class Settings(BaseSettings):
 
     def source(self, name: str) -> str:
         """Where a setting's value came from, for `classifleet config show`."""
-        if name not in self.model_fields_set:
-            return "default"
-        if any(key.upper() == f"{ENV_PREFIX}{name.upper()}" for key in os.environ):
-            return "environment"
-        file = config_file()
-        if file.is_file() and name in TomlConfigSettingsSource(type(self), file)():
-            return str(file)
-        return "argument"
+        return _source(name, self._arguments) if name in self.model_fields_set else "default"
 
     def ledger_url(self) -> str:
         """The ledger's Redis.
@@ -232,9 +234,9 @@ class Settings(BaseSettings):
             SettingsError: The broker is not Redis and `redis_url` is not set, or neither is set.
         """
         if self.redis_url:
-            return self.redis_url
+            return for_redis_py(self.redis_url)
         if self.broker_url and is_redis(self.broker_url):
-            return self.broker_url
+            return for_redis_py(self.broker_url)
         raise SettingsError(
             "no Redis for the ledger: set CLASSIFLEET_REDIS_URL"
             + (" (the broker is not a Redis)" if self.broker_url else " or CLASSIFLEET_BROKER_URL")
@@ -267,23 +269,45 @@ def is_redis(url: str) -> bool:
     return url.partition(":")[0] in ("redis", "rediss", "unix", "redis+socket")
 
 
+def for_redis_py(url: str) -> str:
+    """The URL of a Unix socket as redis-py writes it (`unix://path?db=1`)."""
+    scheme, _, rest = url.partition("://")
+    return "unix://" + rest.replace("virtual_host=", "db=") if scheme == "redis+socket" else url
+
+
+def for_kombu(url: str) -> str:
+    """The URL of a Unix socket as kombu writes it (`redis+socket://path?virtual_host=1`)."""
+    scheme, _, rest = url.partition("://")
+    return "redis+socket://" + rest.replace("db=", "virtual_host=") if scheme == "unix" else url
+
+
 def mask_url(url: str) -> str:
-    """The URL without its password, for people to read."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    """The URL without its passwords, for people to read; also of malformed URLs and of lists of URLs."""
+    masked = re.sub(r"(://[^:/@?#]*:).*@", r"\1***@", url)
+    return re.sub(r"([?&](?:password|passwd|secret\w*|token)=)[^&]*", r"\1***", masked, flags=re.IGNORECASE)
+
+
+def _source(name: str, arguments: Container[str]) -> str:
+    """Which of the sources gave a setting its value."""
+    if name in arguments:
+        return "argument"
+    if any(value and key.upper() == f"{ENV_PREFIX}{name.upper()}" for key, value in os.environ.items()):
+        return "environment"
+    return str(config_file())
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
     known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields} | {CONFIG_FILE_VARIABLE}
-    for key in environment:
+    for key, value in environment.items():
         upper = key.upper()
-        if not upper.startswith(ENV_PREFIX) or upper in known or _SERVICE_VARIABLE.search(upper):
+        if not upper.startswith(ENV_PREFIX) or upper in known or _is_service_variable(upper, value):
             continue
         close = _closest(upper, known)
         raise SettingsError(f"{key} is not a setting" + (f"; did you mean {close}?" if close else ""))
+
+
+def _is_service_variable(name: str, value: str) -> bool:
+    return bool(_SERVICE_VARIABLE.search(name) or (name.endswith("_PORT") and _SERVICE_URL.match(value)))
 
 
 def _closest(name: str, known: set[str]) -> str | None:

@@ -216,6 +216,14 @@ class Ledger:
         """Job ids, newest first."""
         return self._command("ZREVRANGE", self.keys.shared("jobs"), _read_strings, offset, offset + count - 1)
 
+    def created(self, job: str) -> Call[float | None]:
+        """When the job was made, in milliseconds; known for a while after the job itself has expired."""
+        return self._command("ZSCORE", self.keys.shared("jobs"), lambda reply: reply, job)
+
+    def now(self) -> Call[int]:
+        """The ledger's clock, in milliseconds."""
+        return Call("TIME", (), (), _read_time)
+
     def forget_job(self, job: str) -> Call[int]:
         """Drop the id of a job that has expired from the list of jobs."""
         return self._command("ZREM", self.keys.shared("jobs"), int, job)
@@ -261,7 +269,7 @@ class Ledger:
             self._command("ZCARD", self.keys.queue(queue, "leased"), int),
             self._command("HGETALL", self.keys.queue(queue, "images"), _read_map),
             self._command("ZRANGE", self.keys.queue(queue, "queued"), _read_first_score, 0, 0, "WITHSCORES"),
-            Call("TIME", (), (), lambda reply: reply[0] * 1000 + reply[1] // 1000),
+            self.now(),
         ]
 
     def _script(self, script: Script, args: tuple[Any, ...], read: Callable[[Any], T]) -> Call[T]:
@@ -322,6 +330,10 @@ def _read_first_score(reply: list[Any]) -> float | None:
         return None
     first = reply[0]
     return float(first[1] if isinstance(first, (tuple, list)) else reply[1])
+
+
+def _read_time(reply: tuple[int, int]) -> int:
+    return reply[0] * 1000 + reply[1] // 1000
 
 
 def _read_part(chunk: str, reply: bytes | None) -> Part | None:

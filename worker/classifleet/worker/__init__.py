@@ -1,0 +1,1 @@
+"""The worker: fetches, decodes and classifies what producers enqueue. Needs the extra [worker]."""

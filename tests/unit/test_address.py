@@ -1,0 +1,141 @@
+import random
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from classifleet.config.errors import SettingsError
+from classifleet.worker.ingest.address import AddressPolicy, forbidden_reason, odd_notation
+
+
+def _words(text):
+    return text.split()
+
+
+FORBIDDEN = _words("""
+    0.0.0.0 0.1.2.3 10.0.0.1 10.255.255.255 100.64.0.1 100.100.100.200 100.127.255.255 127.0.0.1 127.255.255.254
+    169.254.169.254 169.254.170.2 172.16.0.1 172.31.255.255 192.0.0.1 192.0.0.9 192.0.0.192 192.0.2.1 192.31.196.1
+    192.52.193.1 192.88.99.1 192.168.0.1 192.168.255.255 192.175.48.1 198.18.0.1 198.19.255.255 198.51.100.1
+    203.0.113.1 224.0.0.1 239.255.255.255 240.0.0.1 255.255.255.255 168.63.129.16
+    :: ::1 ::127.0.0.1 ::8.8.8.8 ::ffff:127.0.0.1 ::ffff:8.8.8.8 ::ffff:0:127.0.0.1 ::ffff:0:8.8.8.8
+    64:ff9b::7f00:1 64:ff9b::808:808 64:ff9b:1::7f00:1 100::1 100:0:0:1::1 1::1 1fff:ffff::1
+    2001::1 2001:0:4136:e378:8000:63bf:3fff:fdd2 2001:2::1 2001:3::1 2001:4:112::1 2001:10::1 2001:20::1 2001:30::1
+    2001:1ff:ffff::1 2001:db8::1 2002:7f00:1:: 2002:808:808::1 2620:4f:8000::1 3fff::1 3fff:fff::1 4000::1 5f00::1
+    fc00::1 fd00:ec2::254 fd20:ce::254 fe80::1 fe80::1%eth0 fec0::1 ff02::1 ff0e::1
+    2606:4700::5efe:7f00:1 2606:4700::200:5efe:7f00:1 2606:4700:1:2:0:5efe:10.0.0.1 2606:4700:4700::1111%eth0
+""")
+
+PUBLIC = _words("""
+    1.1.1.1 8.8.8.8 9.255.255.255 11.0.0.0 93.184.216.34 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.1
+    168.63.129.15 168.63.129.17 169.253.255.255 172.15.255.255 172.32.0.0 192.0.1.1 192.167.255.255 192.169.0.0
+    198.17.255.255 198.20.0.0 223.255.255.255
+    2000::1 2001:200::1 2001:4860:4860::8888 2001:db7::1 2003::1 2606:4700:4700::1111 2620:4f:8001::1 2a00:1450::1
+    3ffe:ffff::1 3fff:1000::1 2606:4700::5eff:7f00:1
+""")
+
+
+@pytest.mark.parametrize("text", FORBIDDEN)
+def test_what_is_not_public_unicast_is_forbidden(text):
+    assert forbidden_reason(ip_address(text))
+    for port in (80, 443, 8080):
+        assert AddressPolicy().refusal("host.example", ip_address(text), port)
+
+
+@pytest.mark.parametrize("text", PUBLIC)
+def test_public_unicast_is_fetched_on_the_web_ports_alone(text):
+    address, policy = ip_address(text), AddressPolicy()
+    assert forbidden_reason(address) is None
+    assert policy.refusal("host.example", address, 80) is None
+    assert policy.refusal("host.example", address, 443) is None
+    assert "http_allow" in policy.refusal("host.example", address, 8080)
+
+
+@given(st.integers(0, 2**32 - 1).map(IPv4Address) | st.integers(0, 2**128 - 1).map(IPv6Address))
+def test_never_laxer_than_the_standard_library(address):
+    if forbidden_reason(address) is None:
+        assert address.is_global
+        assert not any((address.is_multicast, address.is_reserved, address.is_private, address.is_unspecified))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["::", "::ffff:0:0", "::ffff:0:0:0", "64:ff9b::", "64:ff9b:1::"]))
+def test_no_ipv4_address_hides_in_a_translation_prefix(number, prefix):
+    assert forbidden_reason(IPv6Address(int(IPv6Address(prefix)) | number))
+
+
+@pytest.mark.parametrize(
+    "host",
+    _words("2130706433 0x7f000001 0X7F.1 0177.0.0.1 017700000001 127.1 127.0.1 0 1 127.0.0.1. 127.0.0.1.. 8.8.2056"),
+)
+def test_an_ipv4_address_in_disguise_is_refused_even_if_it_is_public(host):
+    assert odd_notation(host)
+    assert "notation" in AddressPolicy(["127.0.0.1:80"]).target_refusal(host, 80)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "::1", "localhost", "face", "1.example", "0x7f.example", "a-1.2", "bücher.de", "x\ud800y"]
+)
+def test_what_is_not_disguised(host):
+    assert not odd_notation(host)
+
+
+def test_a_host_rule_holds_for_that_name_and_port_alone():
+    policy = AddressPolicy(["Minio.Internal:9000"])
+    inside = ip_address("10.1.2.3")
+    assert policy.target_refusal("minio.internal", 9000) is None
+    assert policy.refusal("MINIO.internal", inside, 9000) is None
+    assert policy.refusal("minio.internal", ip_address("93.184.216.34"), 9000) is None
+    assert policy.refusal("evil.example", inside, 9000)
+    assert policy.refusal("minio.internal.", inside, 9000)  # may be another name
+    assert policy.refusal("minio.internal", inside, 80)
+    assert policy.target_refusal("evil.example", 9000)
+    assert policy.target_refusal("10.1.2.3", 9000)
+
+
+@pytest.mark.parametrize(
+    ("entry", "inside", "outside"),
+    [
+        ("10.0.0.0/8:8080", "10.9.9.9", "11.0.0.1"),
+        ("10.1.2.3:8080", "10.1.2.3", "10.1.2.4"),
+        ("[fd00::/8]:8080", "fd12::1", "fe80::1"),
+        ("[::1]:8080", "::1", "::ffff:127.0.0.1"),
+        ("127.0.0.1:8080", "127.0.0.1", "::ffff:127.0.0.1"),
+        (" 0.0.0.0/0:8080 ", "127.0.0.1", "::1"),
+    ],
+)
+def test_a_network_rule_holds_for_its_addresses_under_any_name(entry, inside, outside):
+    policy = AddressPolicy([entry])
+    assert policy.target_refusal("any.example", 8080) is None  # the address will decide
+    assert policy.target_refusal(inside, 8080) is None
+    assert policy.refusal("any.example", ip_address(inside), 8080) is None
+    assert policy.refusal("any.example", ip_address(inside), 80)
+    assert policy.refusal("any.example", ip_address(outside), 8080)
+    assert policy.refusal("any.example", ip_address("93.184.216.34"), 443) is None
+
+
+def test_a_port_opened_for_a_private_network_stays_closed_for_public_addresses():
+    assert AddressPolicy(["10.0.0.0/8:8080"]).refusal("any.example", ip_address("93.184.216.34"), 8080)
+
+
+def test_a_refusal_does_not_tell_the_address_behind_a_name():
+    assert "10.77.1.2" not in AddressPolicy().refusal("db.corp", ip_address("10.77.1.2"), 80)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "", "host", "host:", ":80", "host:0", "host:65536", "host:http", "http://host:80", "host:80/path", "*:80",
+        "fd00::/8:443", "::1:80", "[fd00::/8]", "[10.0.0.0/8]:80", "[host]:80", "10.0.0.1/8:80", "10.0.0.0/33:80",
+        "127.1:80", "2130706433:80", "0177.0.0.1:80", "a b:80", "host:\uff18\uff10", "-host:80", "user@host:80",
+    ],
+)  # fmt: skip
+def test_a_bad_entry_is_a_clear_settings_error(entry):
+    with pytest.raises(SettingsError, match="http_allow"):
+        AddressPolicy([entry])
+
+
+def test_random_private_addresses_are_never_public():
+    pick = random.Random(7)
+    for _ in range(2_000):
+        for base, bits in (("10.0.0.0", 24), ("127.0.0.0", 24), ("192.168.0.0", 16), ("169.254.0.0", 16)):
+            assert forbidden_reason(IPv4Address(int(IPv4Address(base)) | pick.getrandbits(bits)))

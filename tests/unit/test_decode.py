@@ -1,0 +1,380 @@
+import hashlib
+import io
+import pickle
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from classifleet.config.errors import ErrorCode
+from classifleet.worker.decode import DecodeError, DecodeLimits, decode
+from classifleet.worker.preprocess import preprocess
+from tests.models_support import NASTY, encode, noise, spec
+
+IMAGENET = spec(resize="shortest_edge_crop", resize_size=256, crop_size=[224, 224])
+ORIENTATION = 0x0112
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def pixels(data: bytes, **options) -> np.ndarray:
+    (picture,) = decode(data, **options).pictures.values()
+    assert picture.mode == "RGB"
+    return np.asarray(picture)
+
+
+def refusal(data: bytes, **options) -> DecodeError:
+    with pytest.raises(DecodeError) as caught:
+        decode(data, **options)
+    return caught.value
+
+
+# formats
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_formats(kind):
+    data = encode(noise(60, 40), kind)
+    decoded = decode(data)
+    assert decoded.info == {
+        "width": 60,
+        "height": 40,
+        "format": kind,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    assert not decoded.truncated
+    difference = np.abs(pixels(data).astype(int) - np.asarray(noise(60, 40)).astype(int))
+    assert difference.mean() < {"JPEG": 8, "WEBP": 8, "GIF": 12}.get(kind, 1e-9)
+
+
+def test_mpo_counts_as_jpeg():
+    data = encode(noise(60, 40), "MPO", save_all=True, append_images=[noise(60, 40)])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert decode(data, targets=[IMAGENET]).info["format"] == "JPEG"
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_first_frame_of_an_animation(kind):
+    frames = [Image.new("RGB", (20, 20), color) for color in (RED, (0, 255, 0))]
+    data = encode(
+        frames[0], kind, save_all=True, append_images=frames[1:], **{"lossless": True} if kind == "WEBP" else {}
+    )
+    assert pixels(data)[5, 5].tolist() == list(RED)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x00",
+        b"<!DOCTYPE html>",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7",
+        encode(noise(8, 8), "TIFF"),
+        encode(noise(8, 8), "PPM"),
+        encode(noise(16, 16), "ICO"),
+    ],
+)
+def test_other_formats_are_unsupported(data):
+    error = refusal(data)
+    assert error.code is ErrorCode.UNSUPPORTED_FORMAT
+    assert f"{len(data)} bytes" in str(error)
+
+
+# colours
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    ramp = np.array([[0, 128, 257, 32_768, 65_535]], np.uint16)
+    data = encode(Image.fromarray(ramp), "PNG")
+    assert pixels(data)[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_sixteen_bit_grey_with_a_transparent_level():
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 65_535]], np.uint16)).save(file, "PNG", transparency=0)
+    background = spec(resize="stretch", resize_size=8, background=[9, 8, 7])
+    assert pixels(file.getvalue(), targets=[background])[0].tolist() == [[9, 8, 7], [255, 255, 255]]
+
+
+def test_alpha_is_laid_on_the_declared_background():
+    image = Image.new("RGBA", (3, 1), (*RED, 0))  # red that must not appear
+    image.putpixel((1, 0), (*RED, 255))
+    image.putpixel((2, 0), (0, 0, 0, 128))
+    on_white, on_blue = (
+        spec(resize="stretch", resize_size=8, background=color) for color in ((255,) * 3, (0, 0, 255))
+    )
+    decoded = decode(encode(image, "PNG"), targets=[on_white, on_blue])
+    assert np.asarray(decoded.picture(on_white))[0].tolist() == [[255] * 3, list(RED), [127] * 3]
+    assert np.asarray(decoded.picture(on_blue))[0].tolist() == [[0, 0, 255], list(RED), [0, 0, 127]]
+
+
+def test_opaque_pictures_share_one_copy():
+    targets = [spec(resize="stretch", resize_size=8, background=[level] * 3) for level in (0, 255)]
+    decoded = decode(encode(noise(30, 20), "PNG"), targets=targets)
+    assert decoded.picture(targets[0]) is decoded.picture(targets[1])
+
+
+def transparent(mode: str) -> Image.Image:
+    """Left half fully transparent, right half opaque, black below."""
+    alpha = Image.new("L", (20, 10), 0)
+    alpha.paste(255, (10, 0, 20, 10))
+    image = Image.new("RGBA", (20, 10))
+    image.putalpha(alpha)
+    return image.convert(mode) if mode != "P" else image.quantize(4)
+
+
+@pytest.mark.parametrize("mode", ["LA", "P", "RGBA"])
+def test_transparency_in_every_mode(mode):
+    found = pixels(encode(transparent(mode), "PNG"))
+    assert found[5, 2].tolist() == [255] * 3
+    assert found[5, 17].tolist() == [0] * 3
+
+
+def test_palette_transparency_by_index():
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putpixel((0, 0), 0)
+    found = pixels(encode(image, "GIF", transparency=0))
+    assert found[0, 0].tolist() == [255] * 3
+    assert found[3, 3].tolist() == [0, 255, 0]
+
+
+@pytest.mark.parametrize(("mode", "color"), [("L", 200), ("1", 1), ("CMYK", (0, 0, 0, 0))])
+def test_other_colour_models(mode, color):
+    kind = "PNG" if mode == "1" else "JPEG"
+    level = 200 if mode == "L" else 255
+    assert pixels(encode(Image.new(mode, (16, 16), color), kind))[8, 8].tolist() == [level] * 3
+
+
+def test_colour_profiles_are_not_applied():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert np.array_equal(
+        pixels(encode(noise(30, 20), "PNG", icc_profile=profile)), pixels(encode(noise(30, 20), "PNG"))
+    )
+
+
+# orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation(orientation, kind):
+    upright = noise(64, 32)
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    decoded = decode(encode(stored, kind, exif=exif, **options))
+    (picture,) = decoded.pictures.values()
+    assert (decoded.info["width"], decoded.info["height"]) == picture.size == (64, 32)
+    assert np.abs(np.asarray(picture).astype(int) - np.asarray(upright).astype(int)).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65_535])
+def test_meaningless_orientation_is_upright(orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    assert decode(encode(noise(64, 32), "JPEG", exif=exif)).info["width"] == 64
+
+
+def test_broken_exif_costs_nothing():
+    data = encode(noise(64, 32), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff broken")
+    assert decode(data, targets=[IMAGENET]).info["width"] == 64
+
+
+# limits
+
+
+@pytest.mark.parametrize(
+    ("limits", "fits"),
+    [
+        (DecodeLimits(), True),
+        (DecodeLimits(max_pixels=60 * 40), True),
+        (DecodeLimits(max_pixels=60 * 40 - 1), False),
+        (DecodeLimits(max_side=60), True),
+        (DecodeLimits(max_side=59), False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_limits(kind, limits, fits):
+    data = encode(noise(60, 40), kind)
+    if fits:
+        assert decode(data, limits=limits).info["width"] == 60
+    else:
+        error = refusal(data, limits=limits)
+        assert error.code is ErrorCode.TOO_MANY_PIXELS
+        assert "60 x 40 pixels" in str(error)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has no pixels."""
+    data = bytearray(encode(Image.new("L", (1, 1)), "PNG"))
+    data[16:24] = width.to_bytes(4) + height.to_bytes(4)
+    import zlib
+
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("size", [(7072, 7072), (9500, 9500), (15_000, 15_000), (2**31 - 1, 2**31 - 1), (65_501, 1)])
+def test_bombs_are_refused_by_their_header(size):
+    # 50, 90 (Pillow warns) and 225 megapixels (Pillow raises)
+    assert refusal(png_header(*size)).code is ErrorCode.TOO_MANY_PIXELS
+
+
+def test_a_limit_above_pillows_warning_is_silent():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        error = refusal(png_header(9500, 9500), limits=DecodeLimits(max_pixels=100_000_000))
+    assert error.code is ErrorCode.UNDECODABLE  # there are no pixels behind the header
+
+
+# damage
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_truncated_is_refused(kind):
+    data = encode(noise(200, 100), kind)
+    for length in (len(data) // 2, len(data) * 3 // 4, 20):
+        error = refusal(data[:length])
+        assert error.code is ErrorCode.UNDECODABLE, length
+        assert "0x" not in str(error)  # no memory addresses
+        assert error.__cause__ is not None
+
+
+def test_two_missing_bytes_of_a_jpeg_are_enough():
+    data = encode(noise(200, 100), "JPEG")
+    assert refusal(data[:-2]).code is ErrorCode.UNDECODABLE
+
+
+@pytest.mark.parametrize("targets", [[], [spec(resize="stretch", resize_size=50)]])
+def test_lenient_completes_a_truncated_jpeg_and_says_so(targets):
+    image = noise(400, 400)
+    data = encode(image, "JPEG", quality=95)
+    lenient = DecodeLimits(truncated="lenient")
+    decoded = decode(data[: len(data) * 2 // 3], targets=targets, limits=lenient)
+    assert decoded.truncated
+    assert decoded.info["height"] == 400
+    (picture,) = decoded.pictures.values()
+    upper = picture.resize((40, 40)).crop((0, 0, 40, 15))
+    wanted = image.resize((40, 40)).crop((0, 0, 40, 15))
+    assert np.abs(np.asarray(upper).astype(int) - np.asarray(wanted).astype(int)).mean() < 3
+    assert not decode(data, limits=lenient).truncated
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP"])
+def test_lenient_does_not_complete_other_formats(kind):
+    data = encode(noise(200, 100), kind)
+    assert refusal(data[: len(data) // 2], limits=DecodeLimits(truncated="lenient")).code is ErrorCode.UNDECODABLE
+
+
+def test_lenient_does_not_save_a_jpeg_without_pixels():
+    data = encode(noise(200, 100), "JPEG")
+    assert refusal(data[:40], limits=DecodeLimits(truncated="lenient")).code is ErrorCode.UNDECODABLE
+
+
+def test_error_pickles():
+    error = pickle.loads(pickle.dumps(refusal(b"nothing")))
+    assert (error.code, str(error)[:10]) == (ErrorCode.UNSUPPORTED_FORMAT, "not one of")
+
+
+def test_no_memory_is_not_the_pictures_fault(monkeypatch):
+    def load(self):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(MemoryError):
+        decode(encode(noise(60, 40), "BMP"))
+
+
+# scaling while decoding
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    "target",
+    [
+        IMAGENET,
+        spec(resize="stretch", resize_size=[100, 300]),
+        spec(resize="letterbox", resize_size=[300, 200]),
+        spec(resize="stretch", resize_size=[120, 90], interpolation="bicubic"),
+    ],
+)
+def test_scaled_jpeg_gives_nearly_the_same_pixels(target, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encode(noise(4001, 2999), "JPEG", exif=exif)
+    scaled, full = decode(data, targets=[target]), decode(data)
+    assert scaled.info == full.info
+    small, large = scaled.picture(target), next(iter(full.pictures.values()))
+    assert small.width < large.width
+    difference = np.abs(preprocess(small, target).astype(int) - preprocess(large, target).astype(int))
+    assert difference.max() <= 10
+    assert difference.mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("targets", "divisor"),
+    [
+        ([spec(resize="stretch", resize_size=100)], 4),
+        ([spec(resize="stretch", resize_size=101)], 2),
+        ([spec(resize="stretch", resize_size=[100, 25])], 4),
+        ([spec(resize="letterbox", resize_size=100)], 8),  # 100 x 50: twice that is an eighth
+        ([spec(resize="stretch", resize_size=50), spec(resize="stretch", resize_size=200)], 2),
+        ([spec(resize="stretch", resize_size=500)], 1),
+        ([spec(resize="stretch", resize_size=50, antialias=False)], 1),
+        ([spec(resize="stretch", resize_size=50, interpolation="nearest")], 1),
+        ([spec(resize="stretch", resize_size=50), spec(resize="stretch", resize_size=50, antialias=False)], 1),
+        ([], 1),
+    ],
+)
+def test_never_below_twice_the_largest_target(targets, divisor):
+    decoded = decode(encode(noise(1600, 800), "JPEG"), targets=targets)
+    assert {picture.width for picture in decoded.pictures.values()} == {1600 // divisor}
+
+
+# threads and warnings
+
+
+def test_many_threads_and_no_warning_escapes():
+    noisy = encode(noise(300, 200), "JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff\x00")
+    start = threading.Barrier(8)
+
+    def work(_: int) -> int:
+        start.wait()
+        return sum(decode(noisy, targets=[IMAGENET]).info["width"] for _ in range(20))
+
+    with warnings.catch_warnings(record=True) as caught, ThreadPoolExecutor(8) as pool:
+        warnings.simplefilter("always")
+        assert list(pool.map(work, range(8))) == [6000] * 8
+    assert [str(item.message) for item in caught] == []
+
+
+@pytest.mark.skipif(not NASTY.is_dir(), reason="the collection of nasty files is not here")
+def test_nasty_files_are_pictures_or_one_permanent_error():
+    allowed = {ErrorCode.UNSUPPORTED_FORMAT, ErrorCode.TOO_MANY_PIXELS, ErrorCode.UNDECODABLE}
+    pictures = 0
+    for path in sorted(NASTY.iterdir()):
+        for limits in (DecodeLimits(), DecodeLimits(truncated="lenient")):
+            try:
+                decoded = decode(path.read_bytes(), targets=[IMAGENET], limits=limits)
+            except DecodeError as error:
+                assert error.code in allowed, path.name  # noqa: PT017 - either outcome is right
+                assert "\n" not in str(error), path.name
+                continue
+            pictures += 1
+            assert preprocess(decoded.picture(IMAGENET), IMAGENET).shape == (224, 224, 3), path.name
+    assert pictures > 500

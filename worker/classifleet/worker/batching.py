@@ -1,0 +1,192 @@
+"""One thread that runs every forward pass of the process, on micro-batches that form while it is busy.
+
+    infer() ─► queue of the model, by lane ─► choose() ─► Backend.run ─► futures
+
+Work-conserving: when the device is idle, whatever is ready runs at once, so a lonely image pays no delay; when it is
+busy a batch forms, so a backlog gives full batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from classifleet.config import ErrorCode, ImageError, Lane
+from classifleet.worker.instruments import BATCH_SIZE, BATCHES, LAST_BATCH
+from classifleet.worker.models import Backend
+
+LANES: Final[tuple[Lane, ...]] = ("interactive", "bulk")  # in order of precedence
+log = structlog.get_logger(__name__)
+
+Pixels = NDArray[np.uint8]
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """One model's scores [num_classes] for one image, and how long it waited and ran, in milliseconds."""
+
+    scores: Scores
+    wait_ms: float
+    forward_ms: float
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """One image that waits for the device."""
+
+    pixels: Pixels
+    since: float
+    future: asyncio.Future[Inference]
+    loop: asyncio.AbstractEventLoop
+
+
+Queues = dict[Lane, deque[_Waiting]]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSlot:
+    """A model as the device runs it."""
+
+    backend: Backend
+    max_batch: int
+
+
+class Device:
+    """Runs the models of one device.
+
+    Args:
+        models: By `name@version`.
+        start_thread: False leaves the thread to the caller (`run_forever`).
+    """
+
+    def __init__(self, models: Mapping[str, ModelSlot]) -> None:
+        self._models = dict(models)
+        self._queues: dict[str, Queues] = {name: {lane: deque() for lane in LANES} for name in models}
+        self._ready = threading.Condition()
+        self._closed = False
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run_forever, name="classifleet-device", daemon=True)
+
+    def start(self) -> None:
+        """Start the device thread."""
+        self._thread.start()
+
+    async def infer(self, model: str, pixels: Pixels, lane: Lane) -> Inference:
+        """Queue one image [h, w, 3] for a model and wait for its scores.
+
+        Raises:
+            ImageError: `model_failed`, saying what the model raised; `internal` at shutdown.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Inference] = loop.create_future()
+        with self._ready:
+            if self._closed:
+                raise ImageError(ErrorCode.INTERNAL, "the worker is shutting down")
+            self._queues[model][lane].append(_Waiting(pixels, time.monotonic(), future, loop))
+            self._ready.notify()
+        return await future
+
+    def busy_seconds(self) -> float:
+        """How long the forward pass that runs now has been running; 0 when idle."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Finish what is queued, then end the thread and free the models."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify()
+        self._thread.join()
+        for slot in self._models.values():
+            slot.backend.close()
+
+    def _run_forever(self) -> None:
+        while True:
+            with self._ready:
+                while (model := choose(self._queues)) is None:
+                    if self._closed:
+                        return
+                    self._ready.wait()
+                batch = take(self._queues[model], self._models[model].max_batch)
+            self._run(model, batch)
+
+    def _run(self, model: str, batch: list[_Waiting]) -> None:
+        started = self._busy_since = time.monotonic()
+        results = self._scores(model, [waiting.pixels for waiting in batch])
+        ended = time.monotonic()
+        self._busy_since = None
+        reason = "full" if len(batch) == self._models[model].max_batch else "drained"
+        BATCHES.labels(model, reason).inc()
+        BATCH_SIZE.labels(model).observe(len(batch))
+        LAST_BATCH.set_to_current_time()
+        forward_ms = (ended - started) * 1000
+        log.debug("batch", model=model, size=len(batch), reason=reason, forward_ms=round(forward_ms, 1))
+        answers = [
+            (w.future, r if isinstance(r, ImageError) else Inference(r, (started - w.since) * 1000, forward_ms))
+            for w, r in zip(batch, results, strict=True)
+        ]
+        for loop in {waiting.loop for waiting in batch}:
+            mine = [answer for w, answer in zip(batch, answers, strict=True) if w.loop is loop]
+            loop.call_soon_threadsafe(_settle, mine)
+
+    def _scores(self, model: str, pixels: list[Pixels]) -> list[Scores | ImageError]:
+        """Run a batch; if it fails, run its halves, so that only the culprit fails."""
+        try:
+            scores = self._models[model].backend.run(np.stack(pixels))
+            if len(scores) != len(pixels):
+                raise ImageError(ErrorCode.MODEL_FAILED, f"{model} gave {len(scores)} answers to {len(pixels)} images")
+            return list(scores)
+        except Exception as error:  # noqa: BLE001 - a model is the user's code and may raise anything
+            if len(pixels) == 1:
+                log.warning("model failed", model=model, error=str(error))
+                return [ImageError(ErrorCode.MODEL_FAILED, f"{model}: {_first_line(error)}")]
+        BATCHES.labels(model, "bisected").inc()
+        half = len(pixels) // 2
+        return self._scores(model, pixels[:half]) + self._scores(model, pixels[half:])
+
+
+def choose(queues: Mapping[str, Queues]) -> str | None:
+    """The model to run next: interactive before bulk, then whose first image has waited longest."""
+    for lane in LANES:
+        waiting = [(lanes[lane][0].since, model) for model, lanes in queues.items() if lanes[lane]]
+        if waiting:
+            return min(waiting)[1]
+    return None
+
+
+def take(queues: Queues, size: int) -> list[_Waiting]:
+    """Up to `size` images of one model, interactive first, each lane in order of arrival."""
+    batch: list[_Waiting] = []
+    for lane in LANES:
+        while queues[lane] and len(batch) < size:
+            batch.append(queues[lane].popleft())
+    return batch
+
+
+def _settle(answers: list[tuple[asyncio.Future[Inference], Inference | ImageError]]) -> None:
+    for future, answer in answers:
+        if future.done():  # the image's deadline passed, or the worker is going down
+            continue
+        if isinstance(answer, ImageError):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,78 @@
+"""Every metric of a worker, declared once. Base units; labels of low cardinality only.
+
+`docs/metrics.md` is generated from this module.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY: Final = CollectorRegistry()
+
+STAGE_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+WAIT_BUCKETS: Final = (0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600)
+SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+IMAGES: Final = Counter(
+    "classifleet_images_total",
+    "Images with a committed record, by outcome (`ok`, `partial` or an error code).",
+    ["queue", "outcome"],
+    registry=REGISTRY,
+)
+CLASSIFICATIONS: Final = Counter(
+    "classifleet_classifications_total",
+    "Answers of one model to one image, by outcome (`ok` or an error code).",
+    ["model", "outcome"],
+    registry=REGISTRY,
+)
+QUEUE_WAIT: Final = Histogram(
+    "classifleet_queue_wait_seconds",
+    "From the ledger's entry of a chunk to its begin.",
+    ["queue"],
+    buckets=WAIT_BUCKETS,
+    registry=REGISTRY,
+)
+STAGE_DURATION: Final = Histogram(
+    "classifleet_stage_duration_seconds",
+    "Time of an image in `fetch`, `decode`, `batch_wait` or `forward`, or of a chunk in `sink` or `commit`.",
+    ["stage"],
+    buckets=STAGE_BUCKETS,
+    registry=REGISTRY,
+)
+BATCH_SIZE: Final = Histogram(
+    "classifleet_batch_size", "Images per forward pass.", ["model"], buckets=SIZE_BUCKETS, registry=REGISTRY
+)
+BATCHES: Final = Counter(
+    "classifleet_batches_total",
+    "Forward passes by why they had their size (`full`, `drained`, `bisected`).",
+    ["model", "reason"],
+    registry=REGISTRY,
+)
+LAST_BATCH: Final = Gauge(
+    "classifleet_last_batch_timestamp_seconds", "When the last forward pass ended, as Unix time.", registry=REGISTRY
+)
+INFLIGHT: Final = Gauge("classifleet_inflight_images", "Images of chunks that are at work.", registry=REGISTRY)
+CHUNKS: Final = Counter(
+    "classifleet_chunks_total",
+    "Wake-up calls by what the ledger said: `run`, `expired`, or why there was nothing to do.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+DUPLICATES: Final = Counter(
+    "classifleet_duplicates_total", "Commits that lost because another attempt had won.", registry=REGISTRY
+)
+REDELIVERIES: Final = Counter(
+    "classifleet_redeliveries_total", "Chunks queued again because their worker fell silent.", registry=REGISTRY
+)
+MODEL_LOAD: Final = Histogram(
+    "classifleet_model_load_seconds",
+    "Loading and warming of one model.",
+    ["model"],
+    buckets=(0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+    registry=REGISTRY,
+)
+MODEL_INFO: Final = Gauge(
+    "classifleet_model_info", "1 for each loaded model.", ["model", "digest", "backend", "device"], registry=REGISTRY
+)

@@ -1,0 +1,82 @@
+"""One picture to the exact pixels that a model takes: resize, crop or pad. No arithmetic on values.
+
+Normalisation happens on the device, in the batch (`models.backend`), so that what travels there is one byte a channel.
+Resize and centre crop are one Pillow call: `resize(box=...)` computes the cropped pixels alone, which also keeps a
+picture of 60,000 x 1 from growing to gigabytes before it is cut.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from classifleet.worker.models.description import Preprocess
+
+_FILTERS: Final = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+def preprocess(image: Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
+    """Resize, crop or pad an RGB picture as a model's description says.
+
+    Args:
+        image: RGB, any size.
+        spec: The description's `preprocess`.
+
+    Returns:
+        uint8 [h, w, 3], RGB, read-only; (h, w) is `spec.output_size`.
+    """
+    width, height = scaled_size(image.size, spec)
+    if spec.resize == "letterbox":
+        return np.asarray(_letterbox(_resize(image, (width, height), (0, 0, *image.size), spec), spec))
+    rows, columns = spec.output_size
+    # torchvision's CenterCrop: round half to even, so that parity is exact to the pixel
+    left, top = round((width - columns) / 2), round((height - rows) / 2)
+    across, down = image.width / width, image.height / height
+    box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
+    return np.asarray(_resize(image, (columns, rows), box, spec))
+
+
+def scaled_size(size: tuple[int, int], spec: Preprocess) -> tuple[int, int]:
+    """The whole picture's width and height after scaling, before crop or padding.
+
+    Args:
+        size: Width and height of the picture, in pixels.
+        spec: The description's `preprocess`.
+    """
+    width, height = size
+    rows, columns = spec.resize_hw
+    match spec.resize:
+        case "stretch":
+            return columns, rows
+        case "letterbox":
+            ratio = min(columns / width, rows / height)
+            return max(1, round(width * ratio)), max(1, round(height * ratio))
+        case "shortest_edge_crop":  # torchvision's Resize(int): the longer edge is rounded down
+            edge = rows
+            return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
+
+
+def _resize(
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float], spec: Preprocess
+) -> Image.Image:
+    resample = _FILTERS[spec.interpolation]
+    if spec.antialias:
+        # float error may put the far edge a hair outside, which Pillow refuses
+        inside = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
+        return image.resize(size, resample, box=inside)
+    # Pillow's resize always antialiases; its transform samples, as torch does with antialias=False
+    return image.transform(size, Image.Transform.EXTENT, box, resample)
+
+
+def _letterbox(image: Image.Image, spec: Preprocess) -> Image.Image:
+    rows, columns = spec.resize_hw
+    canvas = Image.new("RGB", (columns, rows), spec.pad_color)
+    canvas.paste(image, ((columns - image.width) // 2, (rows - image.height) // 2))
+    return canvas

@@ -1,0 +1,77 @@
+"""Records: made, encoded and counted. Pure functions, without torch or numpy."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, cast
+
+from classifleet.config import ImageError, ImageInfo, Item, ModelAnswer, Payload, Record, Timings, redact
+from classifleet.config.record import RECORD_VERSION
+from classifleet.ledger import Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The records of a chunk, encoded, and how they count."""
+
+    records: Sequence[tuple[str, bytes]]
+    tally: Tally
+
+
+def make_record(
+    item: Item,
+    payload: Payload,
+    *,
+    attempt: int,
+    worker: str,
+    status: Literal["ok", "partial", "error"],
+    error: ImageError | None,
+    image: ImageInfo | None = None,
+    models: Mapping[str, ModelAnswer] | None = None,
+    timings: Timings | None = None,
+) -> Record:
+    """A record from its parts; absent parts are left out."""
+    record = Record(
+        v=RECORD_VERSION,
+        id=item.id,
+        job=payload.job,
+        ref=redact(item.ref),
+        status=status,
+        models=dict(models or {}),
+        attempt=attempt,
+        worker=worker,
+        timings_ms=_rounded(timings or {}),
+        finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+    if item.meta:
+        record["meta"] = item.meta
+    if error is not None:
+        record["error"] = error.as_info()
+    if image is not None:
+        record["image"] = image
+    return record
+
+
+def _rounded(timings: Timings) -> Timings:
+    rounded = {stage: round(cast("float", ms), 1) for stage, ms in timings.items()}
+    return cast("Timings", rounded)
+
+
+def failed_records(payload: Payload, error: ImageError, *, attempt: int, worker: str) -> list[Record]:
+    """The same error for every image of a chunk."""
+    return [
+        make_record(item, payload, attempt=attempt, worker=worker, status="error", error=error)
+        for item in payload.items
+    ]
+
+
+def finish(records: Sequence[Record]) -> Finished:
+    """Encode the records and count their outcomes."""
+    by_status = Counter(record["status"] for record in records)
+    codes = Counter(record["error"]["code"] for record in records if "error" in record)
+    encoded = [(r["id"], json.dumps(r, ensure_ascii=False, separators=(",", ":")).encode()) for r in records]
+    return Finished(encoded, Tally(by_status["ok"], by_status["partial"], by_status["error"], codes))
