@@ -10,7 +10,6 @@ s3              .settings_kwargs .client .bucket (new and empty) .url; credentia
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import uuid
@@ -24,8 +23,7 @@ import pytest
 from classifleet.config import Settings
 from tests.support.services import ACCESS_KEY, REDIS_DATABASES, SECRET_KEY, RedisServer, S3Server
 
-if importlib.util.find_spec("tests.fixtures_models") is not None:
-    pytest_plugins = ["tests.fixtures_models"]
+pytest_plugins = ["tests.fixtures_models", "tests.fixtures_fleet"]
 
 _OURS = ("CLASSIFLEET_", "CELERY_")
 _XDG = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME")

@@ -6,6 +6,7 @@ import gzip
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from aiohttp import web
 from classifleet.config import ErrorCode, ImageError, Settings, parse_reference
 from classifleet.worker.ingest import Fetcher
 from classifleet.worker.ingest.http import CheckedResolver
+from tests.support.waiting import wait_until_async
 
 IMAGE = b"\xff\xd8 an image " * 5_000
 PUBLIC = "93.184.216.34"
@@ -114,13 +116,6 @@ async def failure(fetcher, url, **options) -> ImageError:
     with pytest.raises(ImageError) as caught:
         await get(fetcher, url, **options)
     return caught.value
-
-
-async def eventually(condition, description, seconds=10.0):
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
-    assert condition(), description
 
 
 def answers(*rounds):
@@ -658,6 +653,23 @@ def test_a_drip_is_cut_at_the_deadline(parts, by_setting):
     asyncio.run(scenario())
 
 
+def test_a_host_that_never_answers_the_phone_is_called_again_and_given_up(monkeypatch):
+    dials = []
+
+    async def sock_connect(_, __, address):
+        dials.append(address)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", sock_connect)
+
+    async def scenario():
+        async with fetching(f"{LOOPBACK}:80", connect_timeout_seconds=0.05) as fetcher:
+            assert (await failure(fetcher, f"http://{LOOPBACK}/")).code is ErrorCode.FETCH_TIMEOUT
+            assert dials == [(LOOPBACK, 80)] * 3
+
+    asyncio.run(scenario())
+
+
 def test_a_deadline_that_has_passed_dials_nobody():
     async def scenario():
         async with serve() as site, fetching(f"{LOOPBACK}:{site.port}") as fetcher:
@@ -668,8 +680,6 @@ def test_a_deadline_that_has_passed_dials_nobody():
 
 
 def test_a_slow_name_server_is_cut_at_the_deadline_and_others_go_on():
-    import threading
-
     release = threading.Event()
 
     def getaddrinfo(host, port, **_):
@@ -702,7 +712,7 @@ def test_no_more_images_at_one_time_than_the_setting_says():
     async def scenario():
         async with serve(handler) as site, fetching(f"{LOOPBACK}:{site.port}", fetch_concurrency=3) as fetcher:
             tasks = [asyncio.create_task(get(fetcher, site.url())) for _ in range(12)]
-            await eventually(lambda: len(now) == 3, "three requests are under way")
+            await wait_until_async(lambda: len(now) == 3, "three requests are under way")
             assert (await failure(fetcher, site.url(), deadline_seconds=0.1)).code is ErrorCode.FETCH_TIMEOUT
             gate.set()
             assert await asyncio.gather(*tasks) == [IMAGE] * 12
@@ -719,7 +729,7 @@ def test_cancelling_passes_through_and_frees_the_slot():
             fetching(f"{LOOPBACK}:{silent.port}", f"{LOOPBACK}:{site.port}", fetch_concurrency=1) as fetcher,
         ):
             task = asyncio.create_task(get(fetcher, silent.url()))
-            await eventually(lambda: silent.connections == 1, "the request is under way")
+            await wait_until_async(lambda: silent.connections == 1, "the request is under way")
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

@@ -52,7 +52,8 @@ class IsolatedCelery(Celery):  # type: ignore[misc]
 
     def __init__(self, main: str, **options: Any) -> None:
         super().__init__(main, loader=_Loader, set_as_current=False, fixups=[], **options)
-        self._conf.__class__ = _Settings  # Celery makes it in its constructor, and only ever changes it in place
+        # Celery makes it in its constructor and changes it in place ever after; its own setattr makes a setting.
+        object.__setattr__(self._conf, "__class__", _Settings)
 
     def task(self, *args: Any, **options: Any) -> Any:
         """Celery's decorator, for this application alone."""

@@ -60,7 +60,7 @@ class Payload(_Wire):
     items: Annotated[list[Item], Field(min_length=1, max_length=MAX_CHUNK_ITEMS)]
     models: Annotated[list[ModelName], Field(min_length=1, max_length=16)]
     options: Options = Options()
-    deadline_seconds: Annotated[float, Field(gt=0)] | None = None
+    deadline_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     sink: str | None = None
 
     @field_validator("items")

@@ -6,19 +6,23 @@ boto3 is imported when the first `s3://` URL is opened, and only then.
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
-from classifleet.config.errors import MissingExtra, StorageError, StorageUnavailable
+from classifleet.config.errors import ImageError, MissingExtra, StorageError, StorageUnavailable
 from classifleet.config.reference import parse_reference
 from classifleet.config.settings import Settings
 
 S3_POOL_CONNECTIONS: Final = 64
-_ABSENT: Final = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchBucket"})
+_TEMPORARY_SUFFIX: Final = ".classifleet-partial"
+_ABSENT: Final = frozenset({"404", "NoSuchKey", "NotFound"})  # a missing bucket is a mistake, not a missing object
+_PASSING: Final = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException"})
+_SERVER_ERROR: Final = 500
 
 
 class Store(Protocol):
@@ -52,9 +56,11 @@ def open_store(url: str, settings: Settings) -> Store:
     """
     if url.startswith("s3://"):
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        return S3Store(bucket, prefix, s3_client(settings))
+        if bucket:
+            return S3Store(bucket, prefix, s3_client(settings))
     if url.startswith("file://"):
-        return FolderStore(Path(parse_reference(url).location))
+        with suppress(ImageError):
+            return FolderStore(Path(parse_reference(url).location))
     raise StorageError(f"{url!r} is neither s3://bucket/prefix nor file:///folder")
 
 
@@ -67,32 +73,77 @@ class FolderStore:
 
     def put(self, name: str, data: bytes) -> None:
         """Write to a temporary file beside the target, then rename: readers see all of it or nothing."""
-        path = self.root / name
+        path = self._path(name)
+        temporary = path.with_name(f".{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-                file.write(data)
-            Path(file.name).chmod(0o644)
-            Path(file.name).replace(path)
+            try:
+                temporary.write_bytes(data)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
         except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+            raise _refused("write", path, error) from error
 
     def get(self, name: str) -> bytes:
         """Read a file."""
-        return (self.root / name).read_bytes()
+        path = self._path(name)
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(f"there is no {path}") from None
+        except OSError as error:
+            raise _refused("read", path, error) from error
 
     def delete(self, name: str) -> None:
         """Delete a file."""
-        (self.root / name).unlink(missing_ok=True)
+        path = self._path(name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _refused("delete", path, error) from error
 
     def names(self, prefix: str = "") -> Iterator[str]:
-        """Regular files below the folder, sorted; what a link leads to outside is not listed."""
-        for folder, folders, files in os.walk(self.root / prefix):
-            folders.sort()
-            for file in sorted(files):
-                path = Path(folder, file)
-                if path.is_file() and not file.startswith("."):
-                    yield path.relative_to(self.root).as_posix()
+        """Regular files, and links to files below the folder; links to folders are not followed."""
+        folder = prefix.rpartition("/")[0]
+        return (name for name in self._walk(folder) if name.startswith(prefix))
+
+    def _walk(self, folder: str) -> Iterator[str]:
+        entries = {f"{folder}/{entry.name}".lstrip("/"): entry for entry in self._entries(folder)}
+        # A folder sorts by its name with the slash, as the keys below it do.
+        for name in sorted(f"{name}/" if _is_folder(entry) else name for name, entry in entries.items()):
+            if name.endswith("/"):
+                yield from self._walk(name[:-1])
+            elif self._is_listed(entries[name]):
+                yield name
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        path = self._path(folder)
+        try:
+            with os.scandir(path) as entries:
+                return list(entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise _refused("list", path, error) from error
+
+    def _is_listed(self, entry: os.DirEntry[str]) -> bool:
+        if entry.name.endswith(_TEMPORARY_SUFFIX) or not entry.is_file():
+            return False
+        return not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(self.root.resolve())
+
+    def _path(self, name: str) -> Path:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise StorageError(f"{name!r} leads out of {self.url}")
+        return self.root / name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
+
+
+def _refused(verb: str, path: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot {verb} {path}: {error.strerror or error}")
 
 
 class S3Store:
@@ -132,13 +183,23 @@ class S3Store:
         key = self.prefix + name
         try:
             return call(key)
-        except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
-            if code in _ABSENT:
-                raise FileNotFoundError(f"s3://{self.bucket}/{key}: {code}") from error
-            raise StorageError(f"s3://{self.bucket}/{key}: {error}") from error
-        except BotoCoreError as error:
-            raise StorageUnavailable(f"s3://{self.bucket}/{key}: {error}") from error
+        except (BotoCoreError, ClientError) as error:
+            raise _s3_failure(f"s3://{self.bucket}/{key}", error) from error
+
+
+def _s3_failure(url: str, error: Any) -> Exception:
+    """What a failure of boto3 means: nothing there, try again, or give up."""
+    from botocore import exceptions
+
+    response = getattr(error, "response", {})
+    code = str(response.get("Error", {}).get("Code", ""))
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code in _ABSENT:
+        return FileNotFoundError(f"{url}: {code}")
+    passing = (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError)
+    if isinstance(error, passing) or code in _PASSING or status >= _SERVER_ERROR:
+        return StorageUnavailable(f"{url}: {error}")
+    return StorageError(f"{url}: {error}")
 
 
 _client_lock = threading.Lock()  # making boto3 clients is not thread-safe; using them is

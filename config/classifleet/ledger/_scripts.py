@@ -170,7 +170,7 @@ if redis.call('HEXISTS', P .. 'parts:' .. job, chunk) == 1 then return {'DONE'} 
 local c = redis.call('HMGET', ck, 'payload', 'n', 'state', 'attempt', 'deaths', 'queued_at', 'deadline_at', 'owner')
 if not c[1] then return {'GONE'} end
 if j[3] then return {'CANCELLED'} end
-local deaths = tonumber(c[5])
+local deaths, latest, models = tonumber(c[5]), cjson.decode(latest_json), cjson.decode(j[2])
 if c[3] == 'leased' then
   local ends = redis.call('ZSCORE', queue_key(j[1], 'leased'), member)
   if ends and tonumber(ends) > now then return {c[8] == owner and 'JOIN' or 'HELD'} end
@@ -185,7 +185,6 @@ local attempt = tonumber(c[4]) + 1
 redis.call('HSET', ck, 'state', 'leased', 'owner', owner, 'attempt', attempt, 'deaths', deaths)
 redis.call('ZADD', queue_key(j[1], 'leased'), now + tonumber(lease_ms), member)
 redis.call('HSETNX', jk, 'started_at', now)
-local latest, models = cjson.decode(latest_json), cjson.decode(j[2])
 for i, name in ipairs(models) do
   if not string.find(name, '@', 1, true) then
     if latest[name] then redis.call('HSETNX', jk, 'pin:' .. name, latest[name]) end

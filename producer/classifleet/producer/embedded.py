@@ -116,7 +116,12 @@ def embedded_fleet(
         stream = stack.enter_context(log.open("ab"))
         environment = worker_environment({**settings, "BROKER_URL": url, "REDIS_URL": url, "HTTP_PORT": str(port)})
         process = stack.enter_context(
-            child([sys.executable, "-m", "classifleet.producer.cli", "worker"], env=environment, stdout=stream, stderr=stream)
+            child(
+                [sys.executable, "-m", "classifleet.producer.cli", "worker"],
+                env=environment,
+                stdout=stream,
+                stderr=stream,
+            )
         )
         fleet = EmbeddedFleet(url, f"http://127.0.0.1:{port}", log)
         await_worker(process, fleet, report)

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import (
     ExifTags,
     Image,
@@ -35,7 +36,7 @@ from PIL import (
 from classifleet.config.errors import ErrorCode
 from classifleet.config.record import ImageInfo
 from classifleet.worker.models.description import Color, Preprocess
-from classifleet.worker.preprocess import scaled_size
+from classifleet.worker.preprocess import Box, preprocess, scaled_size
 
 DRAFT_MARGIN: Final = 2
 """A JPEG is decoded at no less than this many times the size it will be resized to."""
@@ -90,19 +91,20 @@ class DecodeLimits:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A decoded picture: what the record says of it, and its pixels once for each background.
+    """A decoded picture: what the record says of it, and its RGB pixels once for each background.
 
-    An opaque picture is the same object for all backgrounds. It can be smaller than `info` says, where a JPEG was
-    scaled while it was decoded.
+    An opaque picture is the same object for all backgrounds. A JPEG may have been scaled while it was decoded; it
+    then ends within a pixel, and `box` says where (leaving that out moves edges by up to 70 levels).
     """
 
     info: ImageInfo
     pictures: Mapping[Color, Image.Image]
+    box: Box
     truncated: bool = False
 
-    def picture(self, spec: Preprocess) -> Image.Image:
-        """The RGB picture for a target that `decode` was given."""
-        return self.pictures[spec.background]
+    def pixels(self, spec: Preprocess) -> NDArray[np.uint8]:
+        """The model's pixels, uint8 [h, w, 3], for one of the targets that `decode` was given."""
+        return preprocess(self.pictures[spec.background], spec, box=self.box)
 
 
 def decode(data: bytes, *, targets: Sequence[Preprocess] = (), limits: DecodeLimits = DecodeLimits()) -> Decoded:
@@ -143,8 +145,8 @@ def _sniff(data: bytes) -> str:
 
 def _decode(data: bytes, kind: str, targets: Sequence[Preprocess], limits: DecodeLimits) -> Decoded:
     image = _open(data, kind, limits)
-    size = image.size
-    _draft(image, targets)
+    stored_size = image.size
+    drafted = _draft(image, targets)
     truncated = False
     try:
         image.load()
@@ -155,10 +157,10 @@ def _decode(data: bytes, kind: str, targets: Sequence[Preprocess], limits: Decod
         _draft(image, targets)
         image.load()
     orientation = _orientation(image)
-    backgrounds = {target.background for target in targets} or {WHITE}
-    width, height = size[::-1] if orientation in _SIDEWAYS else size
+    width, height = stored_size[::-1] if orientation in _SIDEWAYS else stored_size
     info = ImageInfo(width=width, height=height, format=kind, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    return Decoded(info, _pictures(image, orientation, backgrounds), truncated)
+    pictures = _pictures(image, orientation, {target.background for target in targets} or {WHITE})
+    return Decoded(info, pictures, _oriented_box(image.size, drafted, orientation), truncated)
 
 
 def _open(data: bytes, kind: str, limits: DecodeLimits) -> Image.Image:
@@ -172,16 +174,29 @@ def _open(data: bytes, kind: str, limits: DecodeLimits) -> Image.Image:
     return image
 
 
-def _draft(image: Image.Image, targets: Sequence[Preprocess]) -> None:
-    """Let libjpeg scale by 1/2, 1/4 or 1/8 while it decodes. Only resizing that averages hides the difference."""
-    if image.format not in ("JPEG", "MPO") or not targets:
-        return
-    if any(not target.antialias or target.interpolation == "nearest" for target in targets):
-        return
+def _draft(image: Image.Image, targets: Sequence[Preprocess]) -> tuple[float, float]:
+    """Let libjpeg scale by 1/2, 1/4 or 1/8 while it decodes. Only resizing that averages hides the difference.
+
+    Returns:
+        Width and height of the picture, which may end within the last pixel.
+    """
+    averaging = all(target.antialias and target.interpolation != "nearest" for target in targets)
+    if image.format not in ("JPEG", "MPO") or not targets or not averaging:
+        return image.size
     sideways = _orientation(image) in _SIDEWAYS
     sizes = [scaled_size(image.size[::-1] if sideways else image.size, target) for target in targets]
     width, height = (DRAFT_MARGIN * max(sides) for sides in zip(*sizes, strict=True))
-    image.draft(None, (height, width) if sideways else (width, height))
+    drafted = image.draft(None, (height, width) if sideways else (width, height))
+    return image.size if drafted is None else drafted[1][2:]
+
+
+def _oriented_box(size: tuple[int, int], drafted: tuple[float, float], orientation: int) -> Box:
+    """Where the picture lies once it is turned: its frayed edges, right and below, may come to lie left or above."""
+    if orientation in _SIDEWAYS:
+        size, drafted = size[::-1], drafted[::-1]
+    left = size[0] - drafted[0] if orientation in (2, 3, 6, 7) else 0
+    top = size[1] - drafted[1] if orientation in (3, 4, 7, 8) else 0
+    return (left, top, left + drafted[0], top + drafted[1])
 
 
 def _orientation(image: Image.Image) -> int:

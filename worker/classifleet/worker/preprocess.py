@@ -15,6 +15,8 @@ from PIL import Image
 
 from classifleet.worker.models.description import Preprocess
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels from the upper left corner."""
 _FILTERS: Final = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -22,28 +24,30 @@ _FILTERS: Final = {
 }
 
 
-def preprocess(image: Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
+def preprocess(image: Image.Image, spec: Preprocess, *, box: Box | None = None) -> NDArray[np.uint8]:
     """Resize, crop or pad an RGB picture as a model's description says.
 
     Args:
         image: RGB, any size.
         spec: The description's `preprocess`.
+        box: Where the picture lies in `image`, to fractions of a pixel; default: all of it.
 
     Returns:
         uint8 [h, w, 3], RGB, read-only; (h, w) is `spec.output_size`.
     """
-    width, height = scaled_size(image.size, spec)
+    x, y, right, bottom = box or (0, 0, image.width, image.height)
+    width, height = scaled_size((right - x, bottom - y), spec)
     if spec.resize == "letterbox":
-        return np.asarray(_letterbox(_resize(image, (width, height), (0, 0, *image.size), spec), spec))
+        return np.asarray(_letterbox(_resize(image, (width, height), (x, y, right, bottom), spec), spec))
     rows, columns = spec.output_size
     # torchvision's CenterCrop: round half to even, so that parity is exact to the pixel
     left, top = round((width - columns) / 2), round((height - rows) / 2)
-    across, down = image.width / width, image.height / height
-    box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
-    return np.asarray(_resize(image, (columns, rows), box, spec))
+    across, down = (right - x) / width, (bottom - y) / height
+    crop = (x + left * across, y + top * down, x + (left + columns) * across, y + (top + rows) * down)
+    return np.asarray(_resize(image, (columns, rows), crop, spec))
 
 
-def scaled_size(size: tuple[int, int], spec: Preprocess) -> tuple[int, int]:
+def scaled_size(size: tuple[float, float], spec: Preprocess) -> tuple[int, int]:
     """The whole picture's width and height after scaling, before crop or padding.
 
     Args:
@@ -63,9 +67,7 @@ def scaled_size(size: tuple[int, int], spec: Preprocess) -> tuple[int, int]:
             return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
 
 
-def _resize(
-    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float], spec: Preprocess
-) -> Image.Image:
+def _resize(image: Image.Image, size: tuple[int, int], box: Box, spec: Preprocess) -> Image.Image:
     resample = _FILTERS[spec.interpolation]
     if spec.antialias:
         # float error may put the far edge a hair outside, which Pillow refuses

@@ -45,21 +45,18 @@ MODELS: Final = ("imagenet", "nsfw")
 BULK_IMAGES: Final = 200
 BUCKET: Final = "demo"
 JPEG_QUALITY: Final = 90
-METRICS_SHOWN: Final = ("classifleet_images_total", "classifleet_batch_size_sum", "classifleet_batch_size_count")
 
 console = Console(highlight=False)
 
 
 def demo(
-    out: Annotated[
-        Path | None, typer.Option(help="Keep the results in this folder. Default: a temporary one.")
-    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results of the bulk job.")] = Path("out/demo"),
     images: Annotated[int, typer.Option(min=1, help="Images of the bulk job at the end.")] = BULK_IMAGES,
 ) -> None:
     """Start a whole fleet on this machine, classify real photos in every way it takes them, and clean up."""
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="classifleet-demo-")))
-        stage = _set_the_stage(stack, scratch, (out or scratch / "results").resolve())
+        stage = _set_the_stage(stack, scratch, out.resolve())
         console.rule("one image at a time, given in every way")
         for how, ref in stage.references():
             result = stage.fleet.submit(ref, models=MODELS, top_k=3, meta={"given as": how}).result(timeout=60)
@@ -67,7 +64,7 @@ def demo(
         console.rule(f"a bulk job of {images} images")
         _bulk(stage, images)
         console.rule("where to look")
-        _print_places(stage, kept=out is not None)
+        _print_places(stage)
 
 
 @dataclass(slots=True)
@@ -201,19 +198,23 @@ def _repeat(photos: list[Path], count: int) -> Iterator[tuple[int, Path]]:
         yield number, photos[number % len(photos)]
 
 
-def _print_places(stage: _Stage, *, kept: bool) -> None:
+def _print_places(stage: _Stage) -> None:
     [job] = stage.shown
-    parts = sorted((stage.out / job / "parts").iterdir())
-    console.print(
-        f"results   {stage.out / job}/manifest.json and {len(parts)} parts" + ("" if kept else "  (--out keeps them)")
-    )
-    console.print(f"metrics   {stage.metrics_url}/metrics while the worker runs; among them")
+    folder = stage.out / job
     with urllib.request.urlopen(f"{stage.metrics_url}/metrics", timeout=5) as answer:  # noqa: S310 - our own worker
-        lines = answer.read().decode().splitlines()
-    for line in lines:
-        if line.startswith(METRICS_SHOWN):
-            console.print(f"          [dim]{line}[/]", markup=True)
-    console.print("\nnext      classifleet classify YOUR.jpg, or classifleet bulk FOLDER --out results/")
+        metrics = answer.read().decode()
+    (folder / "metrics.txt").write_text(metrics)
+    places = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    parts = len(list((folder / "parts").iterdir()))
+    places.add_row("results", f"{_near(folder)}/manifest.json and {parts} parts, one JSON record a line")
+    places.add_row("metrics", f"{_near(folder)}/metrics.txt, as the worker served them at {stage.metrics_url}/metrics")
+    places.add_row("next", "classifleet classify PHOTO.jpg")
+    places.add_row("", "classifleet bulk FOLDER --model imagenet --out results/")
+    console.print(places)
+
+
+def _near(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _made(folder: Path) -> Path:

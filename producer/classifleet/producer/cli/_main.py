@@ -11,7 +11,13 @@ import typer
 from rich.console import Console
 
 from classifleet.config import ClassifleetError, MissingExtra
-from classifleet.producer.cli import _bulk, _classify, _config, _demo, _doctor, _jobs, _up
+from classifleet.producer.cli._bulk import bulk
+from classifleet.producer.cli._classify import classify
+from classifleet.producer.cli._config import app as config
+from classifleet.producer.cli._demo import demo
+from classifleet.producer.cli._doctor import doctor
+from classifleet.producer.cli._jobs import app as jobs
+from classifleet.producer.cli._up import up
 
 EXIT_ERROR: Final = 2
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
@@ -23,13 +29,13 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-app.command("up")(_up.up)
-app.command("classify")(_classify.classify)
-app.command("bulk")(_bulk.bulk)
-app.add_typer(_jobs.app, name="jobs")
-app.add_typer(_config.app, name="config")
-app.command("doctor")(_doctor.doctor)
-app.command("demo")(_demo.demo)
+app.command("up")(up)
+app.command("classify")(classify)
+app.command("bulk")(bulk)
+app.add_typer(jobs, name="jobs")
+app.add_typer(config, name="config")
+app.command("doctor")(doctor)
+app.command("demo")(demo)
 
 
 def _add_commands_of_other_roots() -> None:
