@@ -15,7 +15,7 @@ from aiohttp import web
 
 from classifleet.config import ErrorCode, ImageError, Settings, parse_reference
 from classifleet.worker.ingest import Fetcher
-from classifleet.worker.ingest.http import CheckedResolver
+from classifleet.worker.ingest.resolver import CheckedResolver
 from tests.support.waiting import wait_until_async
 
 IMAGE = b"\xff\xd8 an image " * 5_000
@@ -579,7 +579,9 @@ def test_nobody_there():
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("host", ["nowhere.invalid", "x" * 64 + ".example", "a..example", "xn--a", "."])
+@pytest.mark.parametrize(
+    "host", ["nowhere.invalid", "x" * 64 + ".example", "a..example", "xn--a", ".", "a." * 2_000 + "b"]
+)
 def test_a_name_without_an_address(host):
     def getaddrinfo(name, *_, **__):
         name.encode("idna")
@@ -589,6 +591,7 @@ def test_a_name_without_an_address(host):
         async with fetching(getaddrinfo=getaddrinfo) as fetcher:
             error = await failure(fetcher, f"http://{host}/")
             assert error.code in (ErrorCode.FETCH_FAILED, ErrorCode.INVALID_REFERENCE)
+            assert len(str(error)) < 400
 
     asyncio.run(scenario())
 

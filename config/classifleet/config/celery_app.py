@@ -10,7 +10,8 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from classifleet.config.errors import BrokerUnavailable
@@ -110,13 +111,18 @@ class Publisher:
         Raises:
             BrokerUnavailable: Within `connect_timeout_seconds`, plus up to three quick retries.
         """
-        from kombu.exceptions import KombuError, OperationalError
+        with self._errors(), self._connections().acquire(block=True, timeout=self._timeout) as connection:
+            self._publish_on(connection, list(messages))
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        from kombu.exceptions import KombuError
+        from redis import RedisError
 
         try:
-            with self._connections().acquire(block=True, timeout=self._timeout) as connection:
-                self._publish_on(connection, list(messages))
-        except (OperationalError, KombuError, OSError, *_redis_errors()) as error:
-            raise BrokerUnavailable(f"the broker {mask_url(self._url)} did not take the message: {error}") from error
+            yield
+        except (KombuError, RedisError, OSError) as error:
+            raise BrokerUnavailable(f"the broker {mask_url(self._url)} did not answer: {error}") from error
 
     def _publish_on(self, connection: Connection, messages: list[tuple[str, Message]]) -> None:
         from kombu import Producer
@@ -134,6 +140,20 @@ class Publisher:
                     )
 
         connection.ensure(connection, send, **_RETRY)()  # a new connection drops its old default channel
+
+    def depth(self, queue: str) -> int:
+        """How many messages wait on a queue; 0 if it does not exist.
+
+        Raises:
+            BrokerUnavailable: See `publish`.
+        """
+        with self._errors(), self._connections().acquire(block=True, timeout=self._timeout) as connection:
+            try:
+                declared = connection.default_channel.queue_declare(queue=queue, passive=True)
+            except connection.channel_errors:
+                connection.close()  # AMQP closes the channel of a queue that does not exist
+                return 0
+            return int(declared.message_count)
 
     def close(self) -> None:
         """Close the connections."""
@@ -154,12 +174,6 @@ class Publisher:
                     transport_options=transport_options(self._url, self._timeout),
                 ).Pool(limit=PUBLISH_CONNECTIONS)
             return self._pool
-
-
-def _redis_errors() -> tuple[type[Exception], ...]:
-    import redis
-
-    return (redis.RedisError,)
 
 
 def _body(message: Message) -> tuple[list[Any], Message, dict[str, None]]:

@@ -313,4 +313,6 @@ def _is_service_variable(name: str, value: str) -> bool:
 def _closest(name: str, known: set[str]) -> str | None:
     import difflib
 
-    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
+    plain = {key.removeprefix(ENV_PREFIX): key for key in known}
+    match = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), plain, n=1)
+    return plain[match[0]] if match else None

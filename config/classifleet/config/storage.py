@@ -222,7 +222,7 @@ def s3_client(settings: Settings) -> Any:
         connect_timeout=settings.connect_timeout_seconds,
         read_timeout=settings.fetch_timeout_seconds,
         max_pool_connections=S3_POOL_CONNECTIONS,
-        retries={"mode": "standard", "max_attempts": 3},
+        retries={"mode": "standard", "total_max_attempts": 3},
         s3={"addressing_style": "path" if settings.s3_path_style else "auto"},
     )
     with _client_lock:

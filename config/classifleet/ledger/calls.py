@@ -192,6 +192,12 @@ class Ledger:
         """Queue again what a silent worker held. The answer lists the chunks to publish again."""
         return self._script(_scripts.EXPIRE_LEASES, (queue, limit), _read_members)
 
+    def oldest_queued(self, queue: str, older_than_ms: int, count: int) -> Call[list[tuple[str, str]]]:
+        """The oldest queued chunks that have been queued since before a time on the ledger's clock."""
+        return self._command(
+            "ZRANGEBYSCORE", self.keys.queue(queue, "queued"), _read_members, "-inf", older_than_ms, "LIMIT", 0, count
+        )
+
     def cancel(self, job: str) -> Call[str]:
         """Cancel a job: `CANCELLED`, `FINISHED` or `UNKNOWN`."""
         return self._script(_scripts.CANCEL, (job,), bytes.decode)

@@ -64,7 +64,9 @@ DUPLICATES: Final = Counter(
     "classifleet_duplicates_total", "Commits that lost because another attempt had won.", registry=REGISTRY
 )
 REDELIVERIES: Final = Counter(
-    "classifleet_redeliveries_total", "Chunks queued again because their worker fell silent.", registry=REGISTRY
+    "classifleet_redeliveries_total",
+    "Chunks published again: their worker fell silent, or the broker lost the message.",
+    registry=REGISTRY,
 )
 MODEL_LOAD: Final = Histogram(
     "classifleet_model_load_seconds",

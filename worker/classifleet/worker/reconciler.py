@@ -1,5 +1,6 @@
-"""Fleet-wide duties, done by whichever process holds their lease: leases that ran out, and the ends of jobs.
+"""Fleet-wide duties, done by whichever process holds them.
 
+Leases that ran out, messages that the broker lost, and the ends of jobs.
 It imports no torch, so that a process without a model can do it too.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -25,7 +27,7 @@ from classifleet.config import (
     message,
 )
 from classifleet.config.celery_app import Publisher
-from classifleet.ledger import Ledger, Part, SyncRunner
+from classifleet.ledger import Ledger, Part, SyncRunner, read_depth
 from classifleet.ledger.calls import MANUAL_ATTEMPT
 from classifleet.worker.instruments import REDELIVERIES
 from classifleet.worker.records import failed_records, finish
@@ -35,7 +37,8 @@ log = structlog.get_logger(__name__)
 DUTY: Final = "reconciler"
 INTERVAL_SECONDS: Final = 1.0
 DUTY_LEASE_SECONDS: Final = 15.0
-LEASES_PER_ROUND: Final = 100
+CHUNKS_PER_ROUND: Final = 100
+ROUNDS_MISSING: Final = 10
 JOBS_PER_ROUND: Final = 16
 PAGE: Final = 256
 
@@ -49,6 +52,7 @@ class Reconciler:
         self._publisher = publisher
         self._sinks = sinks
         self._owner = owner
+        self._missing: dict[str, deque[int]] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="classifleet-reconciler", daemon=True)
 
@@ -76,6 +80,7 @@ class Reconciler:
             return False
         for queue in self._runner.run(self._ledger.queues()):
             self._expire(queue)
+            self._publish_lost(queue)
         for job in self._runner.run(self._ledger.finalisable(JOBS_PER_ROUND)):
             self._hold()
             self._end(job)
@@ -85,11 +90,32 @@ class Reconciler:
         return self._runner.run(self._ledger.hold(DUTY, self._owner, lease_ms=int(DUTY_LEASE_SECONDS * 1000)))
 
     def _expire(self, queue: str) -> None:
-        back = self._runner.run(self._ledger.expire_leases(queue, limit=LEASES_PER_ROUND))
+        back = self._runner.run(self._ledger.expire_leases(queue, limit=CHUNKS_PER_ROUND))
         if back:
             REDELIVERIES.inc(len(back))
             log.warning("leases ran out; queued again", queue=queue, chunks=len(back))
             self._publisher.publish([(queue, message(job, chunk)) for job, chunk in back])
+
+    def _publish_lost(self, queue: str) -> None:
+        """Publish again what is queued in the ledger and missing from the broker round after round.
+
+        A message that was published twice is harmless, so it need not be known which ones are missing: the oldest
+        are published, and those that are truly lost become the oldest.
+        """
+        depth = read_depth(self._runner.run_all(self._ledger.depth(queue)))
+        missing = depth.queued_chunks - self._publisher.depth(queue) if depth.queued_chunks else 0
+        history = self._missing.setdefault(queue, deque(maxlen=ROUNDS_MISSING))
+        history.append(missing)
+        if len(history) < ROUNDS_MISSING or min(history) <= 0:
+            return
+        before_ms = self._runner.run(self._ledger.now()) - int(ROUNDS_MISSING * INTERVAL_SECONDS * 1000)
+        count = min(min(history), CHUNKS_PER_ROUND)
+        lost = self._runner.run(self._ledger.oldest_queued(queue, before_ms, count))
+        if lost:
+            history.clear()
+            REDELIVERIES.inc(len(lost))
+            log.warning("messages missing from the broker; published again", queue=queue, chunks=len(lost))
+            self._publisher.publish([(queue, message(job, chunk)) for job, chunk in lost])
 
     def _end(self, job: str) -> None:
         fields = self._runner.run(self._ledger.job(job))

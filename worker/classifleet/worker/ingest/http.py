@@ -14,29 +14,24 @@ used, no cookie is kept, nothing is decompressed, and the body is counted while 
 from __future__ import annotations
 
 import asyncio
-import errno
 import random
 import re
 import socket
-import ssl
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final
-from urllib.parse import urljoin
+from typing import Final
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from classifleet.config.errors import ErrorCode, ImageError
-from classifleet.config.reference import parse_reference
 from classifleet.worker.ingest.address import AddressPolicy, literal_address
-from classifleet.worker.ingest.retry import MAX_ATTEMPTS, TransientError, retry_after_seconds, retry_wait_seconds
+from classifleet.worker.ingest.outcomes import follow_redirect, image_error, redirect_location, require_accepted
+from classifleet.worker.ingest.resolver import AddressRefused, CheckedResolver, GetAddrInfo
+from classifleet.worker.ingest.retry import MAX_ATTEMPTS, TransientError, retry_wait_seconds
 
 MAX_REDIRECTS: Final = 5
-DNS_THREADS: Final = 16  # getaddrinfo has no timeout of its own; lookups beyond these wait
+MAX_HOST_CHARS: Final = 254  # of DNS, with a trailing dot
 DNS_TTL_SECONDS: Final = 10
 READ_BYTES: Final = 64 << 10
 
@@ -45,23 +40,9 @@ _HEADERS: Final = {
     "Accept": "image/jpeg, image/png, image/webp, image/gif, image/bmp, */*;q=0.1",
     "Accept-Encoding": "identity",
 }
-_ACCEPTED: Final = frozenset({200, 203})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
-_UNCLEAN: Final = re.compile(r"[\x00-\x20\x7f\\]")
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:", re.ASCII)
 # A URL of nothing but these is sent as it is: re-quoting breaks the signatures of signed URLs.
 _PLAIN: Final = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+", re.ASCII)
-
-GetAddrInfo = Callable[..., list[Any]]
-
-
-class AddressRefused(OSError):
-    """The policy refuses an address; an OSError, which is what aiohttp carries out of a lookup or a dial."""
-
-    def __init__(self, refusal: str) -> None:
-        super().__init__(errno.EACCES, refusal)
-        self.refusal = refusal
 
 
 @dataclass(slots=True)
@@ -73,58 +54,6 @@ class _Dial:
 
 
 _dial: ContextVar[_Dial | None] = ContextVar("classifleet_dial", default=None)
-
-
-class CheckedResolver(AbstractResolver):
-    """`getaddrinfo` in a bounded pool; a name is refused if any one of its addresses is."""
-
-    def __init__(self, policy: AddressPolicy, getaddrinfo: GetAddrInfo = socket.getaddrinfo) -> None:
-        self._policy = policy
-        self._getaddrinfo = getaddrinfo
-        self._pool = ThreadPoolExecutor(DNS_THREADS, thread_name_prefix="classifleet-dns")
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Look up a name.
-
-        Raises:
-            AddressRefused: One of its addresses is forbidden.
-            OSError: It has none.
-        """
-        loop = asyncio.get_running_loop()
-        try:
-            answers = await loop.run_in_executor(self._pool, self._lookup, host, port, family)
-        except UnicodeError:
-            raise OSError(errno.EINVAL, "not a host name") from None
-        results = [self._checked(host, port, answer) for answer in answers]
-        if not results:
-            raise OSError(errno.ENOENT, "the name has no address")
-        return results
-
-    async def close(self) -> None:
-        """Drop the lookups that wait; those under way end by themselves."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _lookup(self, host: str, port: int, family: int) -> list[Any]:
-        return self._getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-
-    def _checked(self, host: str, port: int, answer: Any) -> ResolveResult:
-        family, _, proto, _, sockaddr = answer
-        address = literal_address(str(sockaddr[0]))
-        if address is None:
-            raise AddressRefused(f"{host} leads to something that is not an IP address")
-        refusal = self._policy.refusal(host, address, port)
-        if refusal is not None:
-            raise AddressRefused(refusal)
-        return ResolveResult(
-            hostname=host,
-            host=str(address),
-            port=port,
-            family=family,
-            proto=proto,
-            flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-        )
 
 
 class HttpClient:
@@ -207,7 +136,7 @@ class HttpClient:
             answer = await self._request(self._target(url))
             if isinstance(answer, bytes):
                 return answer
-            url = _follow(url, answer)
+            url = follow_redirect(url, answer)
         raise ImageError(ErrorCode.FETCH_FAILED, f"the URL redirects more than {MAX_REDIRECTS} times")
 
     def _target(self, url: str) -> URL:
@@ -219,6 +148,8 @@ class HttpClient:
             raise ImageError(ErrorCode.INVALID_REFERENCE, "the reference is not a URL") from None
         if not host or port is None or credentials or target.scheme not in ("http", "https"):
             raise ImageError(ErrorCode.INVALID_REFERENCE, "the reference is not an http(s) URL without credentials")
+        if len(host) > MAX_HOST_CHARS:
+            raise ImageError(ErrorCode.INVALID_REFERENCE, "the URL's host name is too long")
         refusal = self._policy.target_refusal(host, port)
         if refusal is not None:
             raise ImageError(ErrorCode.FORBIDDEN_ADDRESS, refusal)
@@ -233,13 +164,13 @@ class HttpClient:
         try:
             async with self._session.get(target, allow_redirects=False) as response:
                 if response.status in _REDIRECTS:
-                    return _location(response, dial.host)
-                _require_accepted(response, dial.host)
+                    return redirect_location(response, dial.host)
+                require_accepted(response, dial.host)
                 return await self._body(response)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if dial.refusal is not None:
                 raise ImageError(ErrorCode.FORBIDDEN_ADDRESS, dial.refusal) from error
-            raise _image_error(error, dial.host) from error
+            raise image_error(error, dial.host) from error
         finally:
             _dial.reset(token)
 
@@ -268,71 +199,3 @@ class HttpClient:
         if dial.refusal is not None:
             raise AddressRefused(dial.refusal)
         return socket.socket(family, kind, proto)
-
-
-def _follow(url: str, location: str) -> str:
-    """The absolute URL of a redirect, as strictly parsed as the first one."""
-    if _UNCLEAN.search(location):  # urljoin would quietly drop tabs and newlines
-        raise _redirect_error("a URL with spaces, control characters or backslashes")
-    try:
-        # urljoin would read a URL without a host, such as http:///x, as one on the same host.
-        joined = location if _SCHEME.match(location) else urljoin(url, location)
-        if joined.partition(":")[0].lower() not in ("http", "https"):
-            raise ImageError(ErrorCode.FORBIDDEN_SOURCE, "the server redirects to something other than http(s)")
-        parse_reference(joined)
-    except ValueError as error:
-        raise _redirect_error("something that is not a URL") from error
-    except ImageError as error:
-        if error.code is ErrorCode.INVALID_REFERENCE:
-            raise _redirect_error(f"an unusable URL: {error}") from None
-        raise
-    return joined
-
-
-def _redirect_error(what: str) -> ImageError:
-    return ImageError(ErrorCode.FETCH_FAILED, f"the server redirects to {what}")
-
-
-def _location(response: aiohttp.ClientResponse, host: str) -> str:
-    location = response.headers.get("Location")
-    if not location:
-        raise ImageError(ErrorCode.FETCH_FAILED, f"{host} answered {response.status} without a Location")
-    return location
-
-
-def _require_accepted(response: aiohttp.ClientResponse, host: str) -> None:
-    """Raise what a status, or an encoding nobody asked for, means."""
-    status, answered = response.status, f"{host} answered {response.status}"
-    if status in (404, 410):
-        raise ImageError(ErrorCode.NOT_FOUND, answered)
-    if status in (401, 403):
-        raise ImageError(ErrorCode.ACCESS_DENIED, answered)
-    if status == 429 or status >= 500:
-        raise TransientError(answered, retry_after=retry_after_seconds(response.headers.get("Retry-After")))
-    if status not in _ACCEPTED:
-        raise ImageError(ErrorCode.FETCH_FAILED, f"{answered}, which is not a whole image")
-    encodings = {part.strip().lower() for part in response.headers.get("Content-Encoding", "").split(",")}
-    if encodings & _COMPRESSED:
-        raise ImageError(ErrorCode.FETCH_FAILED, f"{host} sent compressed bytes that it was asked not to send")
-
-
-def _image_error(error: Exception, host: str) -> ImageError:
-    """What an error of the client means; messages hold no URL, since URLs hold signatures."""
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else None
-    if isinstance(cause, AddressRefused):
-        return ImageError(ErrorCode.FORBIDDEN_ADDRESS, cause.refusal)
-    if isinstance(error, aiohttp.InvalidURL):
-        return ImageError(ErrorCode.INVALID_REFERENCE, "the reference is not a URL")
-    if isinstance(error, TimeoutError):
-        return TransientError(f"{host} did not accept a connection in time", code=ErrorCode.FETCH_TIMEOUT)
-    if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
-        problem = f"no trusted TLS connection to {host}"
-    elif isinstance(error, aiohttp.ClientConnectorDNSError):
-        problem = f"the host name {host} does not resolve"
-    elif isinstance(error, aiohttp.ClientConnectorError):
-        problem = f"cannot connect to {host}: {error.os_error.strerror or 'refused'}"
-    elif isinstance(error, aiohttp.ClientResponseError):
-        problem = f"{host} answered with something that is not HTTP"
-    else:
-        problem = f"the connection to {host} broke before the whole image had arrived"
-    return ImageError(ErrorCode.FETCH_FAILED, problem)

@@ -19,7 +19,8 @@ from classifleet.config.settings import Settings
 from classifleet.config.storage import S3_POOL_CONNECTIONS
 from classifleet.worker.ingest.address import AddressPolicy
 from classifleet.worker.ingest.files import read_file
-from classifleet.worker.ingest.http import GetAddrInfo, HttpClient
+from classifleet.worker.ingest.http import HttpClient
+from classifleet.worker.ingest.resolver import GetAddrInfo
 from classifleet.worker.ingest.s3 import S3Reader
 
 FILE_THREADS: Final = 4

@@ -81,6 +81,8 @@ def _check_batches(module: torch.nn.Module, traced: Any, example: torch.Tensor) 
     generator = torch.Generator().manual_seed(_SEED)
     pixels = torch.rand((max(_BATCHES_CHECKED), *example.shape[1:]), generator=generator).to(example)
     wanted = module(pixels)
+    if not isinstance(wanted, torch.Tensor):
+        raise ModelError(f"the model returns {type(wanted).__name__}, not one tensor; export its logits alone")
     for size in _BATCHES_CHECKED:
         got = traced(pixels[:size])
         if not torch.allclose(got, wanted[:size], atol=_TRACE_TOLERANCE, rtol=_TRACE_TOLERANCE):

@@ -1,0 +1,190 @@
+"""The device thread and its micro-batches, with models that need no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from classifleet.config import ErrorCode, ImageError
+from classifleet.worker.batching import Device, ModelSlot, _Waiting, choose, take
+from tests.support.waiting import wait_until
+
+
+class Recorder:
+    """A model that answers with the first pixel and remembers its batches. It waits while `gate` is cleared."""
+
+    name = "recorder"
+
+    def __init__(self, fail: Callable[[int], bool] = lambda _: False) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.fail = fail
+        self.closed = False
+
+    def run(self, batch: Any) -> Any:
+        self.entered.set()
+        assert self.gate.wait(10)
+        values = [int(image[0, 0, 0]) for image in batch]
+        self.batches.append(values)
+        if any(self.fail(value) for value in values):
+            raise RuntimeError(f"cannot stand {values}\nsecond line")
+        return np.array([[value, -value] for value in values], np.float32)
+
+    def warm(self, batch_sizes: Any) -> None:
+        raise AssertionError("the device does not warm")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def image(value: int) -> Any:
+    return np.full((2, 2, 3), value, np.uint8)
+
+
+@contextmanager
+def device(max_batch: int = 4, **models: Any) -> Iterator[Device]:
+    running = Device({name: ModelSlot(model, max_batch) for name, model in models.items()})
+    running.start()
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def test_a_lonely_image_runs_at_once_alone() -> None:
+    model = Recorder()
+    with device(m=model) as running:
+        got = asyncio.run(running.infer("m", image(7), "bulk"))
+    assert got.scores.tolist() == [7, -7]
+    assert got.wait_ms >= 0
+    assert got.forward_ms >= 0
+    assert model.batches == [[7]]
+    assert model.closed
+
+
+def test_a_batch_forms_while_the_device_is_busy_up_to_its_bound_interactive_first() -> None:
+    model = Recorder()
+    model.gate.clear()
+
+    async def scenario(running: Device) -> list[float]:
+        first = asyncio.create_task(running.infer("m", image(0), "bulk"))
+        await asyncio.to_thread(model.entered.wait, 10)
+        rest = [asyncio.create_task(running.infer("m", image(n), "bulk")) for n in (1, 2, 3, 4)]
+        await asyncio.sleep(0)
+        urgent = asyncio.create_task(running.infer("m", image(9), "interactive"))
+        await asyncio.sleep(0)
+        model.gate.set()
+        return [float(i.scores[0]) for i in await asyncio.gather(first, *rest, urgent)]
+
+    with device(m=model) as running:
+        assert asyncio.run(scenario(running)) == [0, 1, 2, 3, 4, 9]
+    assert model.batches == [[0], [9, 1, 2, 3], [4]]
+
+
+def test_only_the_culprit_of_a_failing_batch_fails() -> None:
+    model = Recorder(fail=lambda value: value == 3)
+    model.gate.clear()
+
+    async def scenario(running: Device) -> list[Any]:
+        tasks = [asyncio.create_task(running.infer("m", image(0), "bulk"))]
+        await asyncio.to_thread(model.entered.wait, 10)
+        tasks += [asyncio.create_task(running.infer("m", image(n), "bulk")) for n in (1, 2, 3, 4)]
+        await asyncio.sleep(0)
+        model.gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with device(m=model) as running:
+        got = asyncio.run(scenario(running))
+    assert [float(g.scores[0]) for g in got if not isinstance(g, Exception)] == [0, 1, 2, 4]
+    [error] = [g for g in got if isinstance(g, Exception)]
+    assert isinstance(error, ImageError)
+    assert error.code is ErrorCode.MODEL_FAILED
+    assert str(error) == "m: RuntimeError: cannot stand [3]"
+
+
+def test_a_model_that_swallows_answers_fails_instead_of_mixing_them_up() -> None:
+    class Short(Recorder):
+        def run(self, batch: Any) -> Any:
+            return np.zeros((0, 2), np.float32)
+
+    with device(m=Short()) as running, pytest.raises(ImageError, match="0 answers to 1 images"):
+        asyncio.run(running.infer("m", image(1), "bulk"))
+
+
+def test_busy_seconds_and_alive() -> None:
+    model = Recorder()
+    model.gate.clear()
+    with device(m=model) as running:
+        assert running.alive()
+        assert running.busy_seconds() == 0
+        thread = threading.Thread(target=lambda: asyncio.run(running.infer("m", image(1), "bulk")))
+        thread.start()
+        wait_until(lambda: running.busy_seconds() > 0.01, "the device to be busy")
+        model.gate.set()
+        thread.join()
+        wait_until(lambda: running.busy_seconds() == 0, "the device to be idle")
+    assert not running.alive()
+
+
+def test_after_close_images_are_refused() -> None:
+    with device(m=Recorder()) as running:
+        pass
+    with pytest.raises(ImageError) as caught:
+        asyncio.run(running.infer("m", image(1), "bulk"))
+    assert caught.value.code is ErrorCode.INTERNAL
+
+
+def test_an_abandoned_image_does_not_disturb_its_batch() -> None:
+    model = Recorder()
+    model.gate.clear()
+
+    async def scenario(running: Device) -> float:
+        blocker = asyncio.create_task(running.infer("m", image(0), "bulk"))
+        await asyncio.to_thread(model.entered.wait, 10)
+        abandoned = asyncio.create_task(running.infer("m", image(1), "bulk"))
+        kept = asyncio.create_task(running.infer("m", image(2), "bulk"))
+        await asyncio.sleep(0)
+        abandoned.cancel()
+        model.gate.set()
+        await blocker
+        return float((await kept).scores[0])
+
+    with device(m=model) as running:
+        assert asyncio.run(scenario(running)) == 2
+
+
+def waiting(since: float) -> _Waiting:
+    return _Waiting(image(0), since, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        (([], []), ([], []), None),
+        (([], [1.0]), ([], [2.0]), "a"),
+        (([], [2.0]), ([], [1.0]), "b"),
+        (([], [1.0]), ([5.0], []), "b"),  # interactive before bulk, however old that is
+        (([3.0], [0.0]), ([2.0], []), "b"),
+    ],
+)
+def test_choose(a: Any, b: Any, expected: str | None) -> None:
+    queues = {
+        name: {"interactive": deque(map(waiting, lanes[0])), "bulk": deque(map(waiting, lanes[1]))}
+        for name, lanes in (("a", a), ("b", b))
+    }
+    assert choose(queues) == expected  # type: ignore[arg-type]
+
+
+def test_take_leaves_the_rest_in_order() -> None:
+    queues = {"interactive": deque([waiting(1)]), "bulk": deque([waiting(2), waiting(3), waiting(4)])}
+    assert [w.since for w in take(queues, 3)] == [1, 2, 3]  # type: ignore[arg-type]
+    assert [w.since for w in queues["bulk"]] == [4]
