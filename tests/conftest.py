@@ -117,8 +117,6 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     bucket = f"bucket-{next(_buckets)}"
-    client = s3_server.client()
-    client.create_bucket(Bucket=bucket)
-    yield S3(s3_server.settings_kwargs, client, bucket)
-    client.delete_bucket(Bucket=bucket)  # this server deletes what is in it, too
-    client.close()
+    s3_server.client.create_bucket(Bucket=bucket)
+    yield S3(s3_server.settings_kwargs, s3_server.client, bucket)
+    s3_server.client.delete_bucket(Bucket=bucket)  # this server deletes what is in it, too

@@ -9,6 +9,7 @@ from PIL import Image
 
 from classifleet.worker.decode import decode
 from classifleet.worker.models import ModelDescription, Repository
+from classifleet.worker.preprocess import preprocess
 from tests.models_support import PHOTOS, encode, noise, skimage_photo
 
 torch = pytest.importorskip("torch")
@@ -26,7 +27,7 @@ class Classifier:
 
     def pixels(self, *pictures: bytes) -> np.ndarray:
         spec = self.description.preprocess
-        return np.stack([decode(data, targets=[spec]).pixels(spec) for data in pictures])
+        return np.stack([preprocess(decode(data, targets=[spec]).picture(spec), spec) for data in pictures])
 
     def scores(self, *pictures: bytes) -> np.ndarray:
         return self.backend.run(self.pixels(*pictures))
@@ -78,7 +79,16 @@ def test_imagenet_labels(imagenet):
 @pytest.mark.parametrize("name", ["imagenet", "nsfw"])
 def test_scores_do_not_depend_on_the_batch(request, name):
     model = request.getfixturevalue(name)
-    photos = ("chelsea.png", "coffee.png", "camera.png", "rocket.jpg", "astronaut.png", "brick.png", "moon.png", "retina.jpg")
+    photos = (
+        "chelsea.png",
+        "coffee.png",
+        "camera.png",
+        "rocket.jpg",
+        "astronaut.png",
+        "brick.png",
+        "moon.png",
+        "retina.jpg",
+    )
     pixels = model.pixels(*(skimage_photo(photo).read_bytes() for photo in photos))
     alone = np.concatenate([model.backend.run(pixels[i : i + 1]) for i in range(8)])
     for size in (3, 8):
@@ -121,9 +131,9 @@ def test_both_models_from_one_decoded_picture(imagenet, nsfw):
     specs = [model.description.preprocess for model in (imagenet, nsfw)]
     decoded = decode(encode(photo, "JPEG", quality=90), targets=specs)
     assert decoded.info["width"] == 4200
-    scores = imagenet.backend.run(decoded.pixels(specs[0])[np.newaxis])
-    assert imagenet.description.labels[int(scores.argmax())] == "espresso"
-    assert nsfw.backend.run(decoded.pixels(specs[1])[np.newaxis])[0, 0] > 0.9
+    objects, safety = (preprocess(decoded.picture(spec), spec)[np.newaxis] for spec in specs)
+    assert imagenet.description.labels[int(imagenet.backend.run(objects).argmax())] == "espresso"
+    assert nsfw.backend.run(safety)[0, 0] > 0.9
 
 
 def test_finite_on_noise_and_on_flat_colours(imagenet, nsfw):

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,6 +118,7 @@ class S3Server:
         """Arguments for `Settings.load`."""
         return {"s3_endpoint_url": self.endpoint_url, "s3_path_style": True}
 
+    @cached_property
     def client(self) -> Any:
         """A boto3 client that fails at once instead of retrying."""
         import boto3
@@ -144,6 +146,7 @@ class S3Server:
             try:
                 wait_until(lambda: _stores(server), "the S3 server to store an object", _START_SECONDS)
                 yield server
+                server.client.close()
             finally:
                 _delete_sockets(ports)
 
@@ -167,6 +170,7 @@ def _weed_command(executable: Path, folder: Path, ports: dict[str, int]) -> list
         *(str(executable), "-logtostderr", "server", "-s3", f"-dir={data}", f"-s3.config={config}"),
         *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}={port}" for name, port in ports.items())),
         *(f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}"),
+        "-s3.autoCreateBucket=false",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-master.peers=none",  # a master alone: no election to wait for
@@ -180,14 +184,11 @@ def _stores(server: S3Server) -> bool:
     from botocore.exceptions import BotoCoreError, ClientError
 
     _check_running(server.process)
-    client = server.client()
     try:
-        client.create_bucket(Bucket="probe")
-        client.put_object(Bucket="probe", Key="probe", Body=b"probe")
+        server.client.create_bucket(Bucket="probe")
+        server.client.put_object(Bucket="probe", Key="probe", Body=b"probe")
     except (BotoCoreError, ClientError):
         return False
-    finally:
-        client.close()
     return True
 
 

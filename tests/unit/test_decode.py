@@ -11,6 +11,8 @@ from PIL import Image, ImageCms
 
 from classifleet.config.errors import ErrorCode
 from classifleet.worker.decode import Decoded, DecodeError, DecodeLimits, decode
+from classifleet.worker.models import Preprocess
+from classifleet.worker.preprocess import preprocess
 from tests.models_support import NASTY, encode, noise, skimage_photo, spec
 
 IMAGENET = spec(resize="shortest_edge_crop", resize_size=256, crop_size=[224, 224])
@@ -20,8 +22,12 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 def pixels(data: bytes, **options) -> np.ndarray:
     (picture,) = decode(data, **options).pictures.values()
-    assert picture.mode == "RGB"
-    return np.asarray(picture)
+    assert picture.image.mode == "RGB"
+    return np.asarray(picture.image)
+
+
+def prepared(decoded: Decoded, target: Preprocess) -> np.ndarray:
+    return preprocess(decoded.picture(target), target).astype(int)
 
 
 def refusal(data: bytes, **options) -> DecodeError:
@@ -107,14 +113,14 @@ def test_alpha_is_laid_on_the_declared_background():
         spec(resize="stretch", resize_size=8, background=color) for color in ((255,) * 3, (0, 0, 255))
     )
     decoded = decode(encode(image, "PNG"), targets=[on_white, on_blue])
-    assert np.asarray(decoded.pictures[on_white.background])[0].tolist() == [[255] * 3, list(RED), [127] * 3]
-    assert np.asarray(decoded.pictures[on_blue.background])[0].tolist() == [[0, 0, 255], list(RED), [0, 0, 127]]
+    assert np.asarray(decoded.picture(on_white).image)[0].tolist() == [[255] * 3, list(RED), [127] * 3]
+    assert np.asarray(decoded.picture(on_blue).image)[0].tolist() == [[0, 0, 255], list(RED), [0, 0, 127]]
 
 
 def test_opaque_pictures_share_one_copy():
     targets = [spec(resize="stretch", resize_size=8, background=[level] * 3) for level in (0, 255)]
     decoded = decode(encode(noise(30, 20), "PNG"), targets=targets)
-    assert decoded.pictures[0, 0, 0] is decoded.pictures[WHITE]
+    assert decoded.picture(targets[0]).image is decoded.picture(targets[1]).image
 
 
 def transparent(mode: str) -> Image.Image:
@@ -178,8 +184,8 @@ def test_exif_orientation(orientation, kind):
     options = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
     decoded = decode(encode(stored, kind, exif=exif, **options))
     (picture,) = decoded.pictures.values()
-    assert (decoded.info["width"], decoded.info["height"]) == picture.size == (64, 32)
-    assert np.abs(np.asarray(picture).astype(int) - np.asarray(upright).astype(int)).max() <= 6
+    assert (decoded.info["width"], decoded.info["height"]) == picture.image.size == (64, 32)
+    assert np.abs(np.asarray(picture.image).astype(int) - np.asarray(upright).astype(int)).max() <= 6
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65_535])
@@ -268,7 +274,7 @@ def test_lenient_completes_a_truncated_jpeg_and_says_so(targets):
     assert decoded.truncated
     assert decoded.info["height"] == 400
     (picture,) = decoded.pictures.values()
-    upper = picture.resize((40, 40)).crop((0, 0, 40, 15))
+    upper = picture.image.resize((40, 40)).crop((0, 0, 40, 15))
     wanted = image.resize((40, 40)).crop((0, 0, 40, 15))
     assert np.abs(np.asarray(upper).astype(int) - np.asarray(wanted).astype(int)).mean() < 3
     assert not decode(data, limits=lenient).truncated
@@ -314,14 +320,15 @@ def test_no_memory_is_not_the_pictures_fault(monkeypatch):
 )
 def test_scaled_jpeg_gives_nearly_the_same_pixels(target, orientation):
     """1,811 x 1,357 does not divide by the scale: forgetting the part of a pixel costs up to 74 levels."""
+    whole = spec(resize="stretch", resize_size=2000)
     photo = Image.open(skimage_photo("astronaut.png")).resize((1811, 1357), Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     data = encode(photo, "JPEG", exif=exif, quality=92)
-    scaled, full = decode(data, targets=[target]), decode(data)
+    scaled, full = decode(data, targets=[target]), decode(data, targets=[target, whole])
     assert scaled.info == full.info
-    assert scaled.pictures[WHITE].width < full.pictures[WHITE].width
-    difference = np.abs(scaled.pixels(target).astype(int) - full.pixels(target).astype(int))
+    assert scaled.pictures[WHITE].image.width < full.pictures[WHITE].image.width
+    difference = np.abs(prepared(scaled, target) - prepared(full, target))
     assert difference.max() <= 16  # measured: 12, in the outermost column of a picture that is also distorted
     assert difference.mean() < 0.5
 
@@ -343,7 +350,7 @@ def test_scaled_jpeg_gives_nearly_the_same_pixels(target, orientation):
 )
 def test_never_below_twice_the_largest_target(targets, divisor):
     decoded = decode(encode(noise(1600, 800), "JPEG"), targets=targets)
-    assert {picture.width for picture in decoded.pictures.values()} == {1600 // divisor}
+    assert {picture.image.width for picture in decoded.pictures.values()} == {1600 // divisor}
 
 
 # threads and warnings
@@ -381,6 +388,6 @@ def test_nasty_files_are_pictures_or_one_permanent_error():
                 assert outcome.code in allowed, path.name
                 assert "\n" not in str(outcome), path.name
             else:
-                assert outcome.pixels(IMAGENET).shape == (224, 224, 3), path.name
+                assert preprocess(outcome.picture(IMAGENET), IMAGENET).shape == (224, 224, 3), path.name
                 pictures += 1
     assert pictures > 500

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classifleet.worker.preprocess import preprocess, scaled_size
+from classifleet.worker.preprocess import Picture, preprocess, scaled_size
 from tests.models_support import noise, skimage_photo, spec
 
 torch = pytest.importorskip("torch")
@@ -36,14 +36,16 @@ def test_shortest_edge_crop_equals_torchvision(name, filter_name):
     image = photo(name)
     mode = v2.InterpolationMode(filter_name)
     reference = v2.Compose([v2.Resize(256, interpolation=mode, antialias=True), v2.CenterCrop(224)])(to_tensor(image))
-    assert_alike(preprocess(image, spec(**IMAGENET, interpolation=filter_name)), reference)
+    assert_alike(preprocess(Picture(image), spec(**IMAGENET, interpolation=filter_name)), reference)
 
 
 @pytest.mark.parametrize("name", PHOTOS)
 def test_stretch_and_crop_equals_torchvision(name):
     image = photo(name)
     reference = v2.Compose([v2.Resize((256, 320), antialias=True), v2.CenterCrop((224, 288))])(to_tensor(image))
-    assert_alike(preprocess(image, spec(resize="stretch", resize_size=[256, 320], crop_size=[224, 288])), reference)
+    assert_alike(
+        preprocess(Picture(image), spec(resize="stretch", resize_size=[256, 320], crop_size=[224, 288])), reference
+    )
 
 
 @pytest.mark.parametrize("name", PHOTOS)
@@ -56,14 +58,14 @@ def test_letterbox_equals_torchvision(name):
     reference = torch.tensor([114, 115, 116], dtype=torch.uint8)[:, None, None].repeat(1, 320, 256)
     top, left = (320 - height) // 2, (256 - width) // 2
     reference[:, top : top + height, left : left + width] = inner
-    assert_alike(preprocess(image, chosen), reference)
+    assert_alike(preprocess(Picture(image), chosen), reference)
 
 
 @pytest.mark.parametrize("name", PHOTOS[:3])
 def test_without_antialias_equals_torchvision(name):
     image = photo(name)
     reference = v2.functional.resize(to_tensor(image), [100, 90], antialias=False)
-    pixels = preprocess(image, spec(resize="stretch", resize_size=[100, 90], antialias=False))
+    pixels = preprocess(Picture(image), spec(resize="stretch", resize_size=[100, 90], antialias=False))
     assert_alike(pixels, reference, mean_levels=1.0)  # here Pillow rounds down and torch to the nearest level
 
 
@@ -73,14 +75,14 @@ def test_without_antialias_equals_torchvision(name):
 )
 @pytest.mark.parametrize("antialias", [True, False])
 def test_any_size_gives_the_models_size(size, fields, antialias):
-    pixels = preprocess(noise(*size), spec(**fields, antialias=antialias))
+    pixels = preprocess(Picture(noise(*size)), spec(**fields, antialias=antialias))
     assert pixels.shape == (224, 224, 3)
     assert pixels.dtype == np.uint8
 
 
 def test_a_very_long_picture_stays_small():
     # scaled as a whole it would have 15 million columns of 256 rows
-    assert preprocess(Image.new("RGB", (60_000, 1), (9, 8, 7)), spec(**IMAGENET))[0, 0].tolist() == [9, 8, 7]
+    assert preprocess(Picture(Image.new("RGB", (60_000, 1), (9, 8, 7))), spec(**IMAGENET))[0, 0].tolist() == [9, 8, 7]
 
 
 def test_box_leaves_out_what_is_no_picture():
@@ -88,16 +90,16 @@ def test_box_leaves_out_what_is_no_picture():
     frayed.paste((0, 0, 255), (0, 0, 20, 10))
     for resize in ("stretch", "letterbox"):
         chosen = spec(resize=resize, resize_size=[5, 10], interpolation="nearest")
-        assert (preprocess(frayed, chosen, box=(0, 0, 20, 10)) == (0, 0, 255)).all()
+        assert (preprocess(Picture(frayed, (0, 0, 20, 10)), chosen) == (0, 0, 255)).all()
 
 
 def test_what_is_of_the_right_size_is_not_touched():
     image = noise(224, 224)
     for fields in ({"resize": "stretch", "resize_size": 224}, {"resize": "letterbox", "resize_size": 224}):
-        assert np.array_equal(preprocess(image, spec(**fields)), np.asarray(image))
+        assert np.array_equal(preprocess(Picture(image), spec(**fields)), np.asarray(image))
 
 
 def test_nearest_takes_pixels_as_they_are():
     image = Image.fromarray(np.array([[[0] * 3, [255] * 3]], np.uint8))
-    pixels = preprocess(image, spec(resize="stretch", resize_size=[2, 4], interpolation="nearest"))
+    pixels = preprocess(Picture(image), spec(resize="stretch", resize_size=[2, 4], interpolation="nearest"))
     assert pixels[:, :, 0].tolist() == [[0, 0, 255, 255]] * 2

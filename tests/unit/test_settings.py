@@ -177,7 +177,7 @@ def test_variables_of_kubernetes_services_are_ignored(monkeypatch: pytest.Monkey
 def test_settings_are_frozen_and_pickle() -> None:
     settings = Settings.load(namespace="a")
     with pytest.raises(ValueError, match="frozen"):
-        settings.namespace = "b"
+        settings.namespace = "b"  # type: ignore[misc]
     copy = pickle.loads(pickle.dumps(settings))
     assert copy == settings
     assert copy.source("namespace") == "argument"

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from kombu import Connection
 
 PUBLISH_CONNECTIONS: Final = 4  # per process; a publish holds one for well under a millisecond
-_RETRY: Final = {"max_retries": 3, "interval_start": 0.05, "interval_step": 0.2, "interval_max": 1.0}
+_RETRIES: Final = 1  # each attempt gets its share of the caller's time
+_RETRY_PAUSE_SECONDS: Final = 0.05
 
 # Redelivery is the ledger's business (see docs/guarantees.md); these only make the stock transport behave.
 _REDIS_OPTIONS: Final[dict[str, Any]] = {
@@ -109,7 +110,7 @@ class Publisher:
         """Put `(queue, message)` pairs on their queues, in one round trip where the transport can.
 
         Raises:
-            BrokerUnavailable: Within `connect_timeout_seconds`, plus up to three quick retries.
+            BrokerUnavailable: Within `connect_timeout_seconds`.
         """
         with self._errors(), self._connections().acquire(block=True, timeout=self._timeout) as connection:
             self._publish_on(connection, list(messages))
@@ -139,7 +140,8 @@ class Publisher:
                         delivery_mode=2,
                     )
 
-        connection.ensure(connection, send, **_RETRY)()  # a new connection drops its old default channel
+        # Given the connection as the object to revive, kombu drops its old default channel.
+        connection.ensure(connection, send, max_retries=_RETRIES, interval_start=_RETRY_PAUSE_SECONDS)()
 
     def depth(self, queue: str) -> int:
         """How many messages wait on a queue; 0 if it does not exist.
@@ -168,11 +170,12 @@ class Publisher:
                 from kombu import Connection
 
                 self._pid = os.getpid()
-                self._pool = Connection(
-                    self._url,
-                    connect_timeout=self._timeout,
-                    transport_options=transport_options(self._url, self._timeout),
-                ).Pool(limit=PUBLISH_CONNECTIONS)
+                seconds = self._timeout / (1 + _RETRIES)
+                options = transport_options(self._url, seconds)
+                if is_redis(self._url):
+                    options["socket_timeout"] = seconds
+                connection = Connection(self._url, connect_timeout=seconds, transport_options=options)
+                self._pool = connection.Pool(limit=PUBLISH_CONNECTIONS)
             return self._pool
 
 

@@ -123,18 +123,17 @@ def decode_data_uri(rest: str, *, max_bytes: int) -> bytes:
     if not header.lower().endswith(";base64"):
         # Percent-encoding never shrinks, so the text's length bounds the bytes from above.
         if len(body) > 3 * max_bytes:
-            raise ImageError(ErrorCode.TOO_LARGE, f"the data: reference is over {max_bytes} bytes")
+            raise _too_large(len(body) // 3, max_bytes)
         try:
             return _within(unquote_to_bytes(body), max_bytes)
         except UnicodeEncodeError as error:
             raise _invalid(f"the data: reference is not text: {error.reason}") from None
-    if len(body) * 3 // 4 > max_bytes + 3:
-        raise ImageError(
-            ErrorCode.TOO_LARGE,
-            f"the data: reference holds {len(body) * 3 // 4} bytes; at most {max_bytes} are read",
-        )
+    if len(body) > 4 * max_bytes + 4:  # no base64 of an image within the cap is longer, even percent-encoded
+        raise _too_large(len(body) // 4, max_bytes)
     text = unquote(body) if "%" in body else body
     text = text.translate(_URL_SAFE).rstrip("=")
+    if len(text) * 3 // 4 > max_bytes:
+        raise _too_large(len(text) * 3 // 4, max_bytes)
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
@@ -149,8 +148,12 @@ def _within(data: bytes, max_bytes: int) -> bytes:
     if not data:
         raise _invalid("the data: reference is empty")
     if len(data) > max_bytes:
-        raise ImageError(ErrorCode.TOO_LARGE, f"the image has {len(data)} bytes; at most {max_bytes} are read")
+        raise _too_large(len(data), max_bytes)
     return data
+
+
+def _too_large(size: int, max_bytes: int) -> ImageError:
+    return ImageError(ErrorCode.TOO_LARGE, f"the image has {size} bytes or more; at most {max_bytes} are read")
 
 
 def data_reference(data: bytes) -> str:

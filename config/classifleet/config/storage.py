@@ -44,7 +44,11 @@ class Store(Protocol):
         """Delete an object; it is no error if there is none."""
 
     def names(self, prefix: str = "") -> Iterator[str]:
-        """All object names below `prefix`, sorted, in constant memory for S3."""
+        """Object names that begin with `prefix`, page by page.
+
+        The order is the same each time: that of the keys, or, on S3 servers that are made of folders, folder by
+        folder.
+        """
 
 
 def open_store(url: str, settings: Settings) -> Store:
@@ -100,6 +104,8 @@ class FolderStore:
         path = self._path(name)
         try:
             path.unlink(missing_ok=True)
+        except NotADirectoryError:  # a file stands where the name has a folder, so there is no such object
+            return
         except OSError as error:
             raise _refused("delete", path, error) from error
 
@@ -191,7 +197,7 @@ def _s3_failure(url: str, error: Any) -> Exception:
     """What a failure of boto3 means: nothing there, try again, or give up."""
     from botocore import exceptions
 
-    response = getattr(error, "response", {})
+    response = getattr(error, "response", None) or {}
     code = str(response.get("Error", {}).get("Code", ""))
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in _ABSENT:

@@ -19,6 +19,8 @@ from classifleet.ledger.calls import Call
 
 T = TypeVar("T")
 _RETRIES = 2
+# A dropped connection is retried at once. A timeout is not: the caller's time is up.
+_RETRIED = (redis.ConnectionError, redis.BusyLoadingError)
 _BACKOFF_BASE_SECONDS = 0.05
 _BACKOFF_CAP_SECONDS = 0.5
 
@@ -43,7 +45,7 @@ def connect(settings: Settings, *, max_connections: int | None = None) -> redis.
     """A client with a bounded pool; redis-py opens new sockets after a fork."""
     options = _options(settings) | ({"max_connections": max_connections} if max_connections else {})
     pool = redis.BlockingConnectionPool.from_url(
-        settings.ledger_url(), **options, retry=Retry(_backoff(), _RETRIES), retry_on_error=[redis.BusyLoadingError]
+        settings.ledger_url(), **options, retry=Retry(_backoff(), _RETRIES, _RETRIED)
     )
     return redis.Redis(connection_pool=pool)
 
@@ -53,8 +55,7 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         settings.ledger_url(),
         **_options(settings),
-        retry=AsyncRetry(_backoff(), _RETRIES),
-        retry_on_error=[redis.BusyLoadingError],
+        retry=AsyncRetry(_backoff(), _RETRIES, _RETRIED),
     )
     return redis.asyncio.Redis(connection_pool=pool)
 

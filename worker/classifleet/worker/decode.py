@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import (
     ExifTags,
     Image,
@@ -36,7 +35,7 @@ from PIL import (
 from classifleet.config.errors import ErrorCode
 from classifleet.config.record import ImageInfo
 from classifleet.worker.models.description import Color, Preprocess
-from classifleet.worker.preprocess import Box, preprocess, scaled_size
+from classifleet.worker.preprocess import Box, Picture, scaled_size
 
 DRAFT_MARGIN: Final = 2
 """A JPEG is decoded at no less than this many times the size it will be resized to."""
@@ -91,20 +90,19 @@ class DecodeLimits:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A decoded picture: what the record says of it, and its RGB pixels once for each background.
+    """What the record says of a decoded image, and its picture once for each background.
 
-    An opaque picture is the same object for all backgrounds. A JPEG may have been scaled while it was decoded; it
-    then ends within a pixel, and `box` says where (leaving that out moves edges by up to 70 levels).
+    An opaque picture is the same object for all backgrounds. It can be smaller than `info` says, where a JPEG was
+    scaled while it was decoded.
     """
 
     info: ImageInfo
-    pictures: Mapping[Color, Image.Image]
-    box: Box
+    pictures: Mapping[Color, Picture]
     truncated: bool = False
 
-    def pixels(self, spec: Preprocess) -> NDArray[np.uint8]:
-        """The model's pixels, uint8 [h, w, 3], for one of the targets that `decode` was given."""
-        return preprocess(self.pictures[spec.background], spec, box=self.box)
+    def picture(self, spec: Preprocess) -> Picture:
+        """The picture for one of the targets that `decode` was given."""
+        return self.pictures[spec.background]
 
 
 def decode(data: bytes, *, targets: Sequence[Preprocess] = (), limits: DecodeLimits = DecodeLimits()) -> Decoded:
@@ -159,8 +157,9 @@ def _decode(data: bytes, kind: str, targets: Sequence[Preprocess], limits: Decod
     orientation = _orientation(image)
     width, height = stored_size[::-1] if orientation in _SIDEWAYS else stored_size
     info = ImageInfo(width=width, height=height, format=kind, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    pictures = _pictures(image, orientation, {target.background for target in targets} or {WHITE})
-    return Decoded(info, pictures, _oriented_box(image.size, drafted, orientation), truncated)
+    box = _oriented_box(image.size, drafted, orientation)
+    flat = _flattened(_turned(_eight_bits(image), orientation), {target.background for target in targets} or {WHITE})
+    return Decoded(info, {background: Picture(rgb, box) for background, rgb in flat.items()}, truncated)
 
 
 def _open(data: bytes, kind: str, limits: DecodeLimits) -> Image.Image:
@@ -211,12 +210,13 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _pictures(image: Image.Image, orientation: int, backgrounds: set[Color]) -> dict[Color, Image.Image]:
-    image = _eight_bits(image)
-    if orientation in _TURNS:
-        image = image.transpose(_TURNS[orientation])
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _flattened(image: Image.Image, backgrounds: set[Color]) -> dict[Color, Image.Image]:
     if not image.has_transparency_data:
-        return dict.fromkeys(backgrounds, image.convert("RGB"))
+        return dict.fromkeys(backgrounds, image if image.mode == "RGB" else image.convert("RGB"))
     return {background: _flatten(image.convert("RGBA"), background) for background in backgrounds}
 
 

@@ -7,6 +7,7 @@ picture of 60,000 x 1 from growing to gigabytes before it is cut.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -24,18 +25,29 @@ _FILTERS: Final = {
 }
 
 
-def preprocess(image: Image.Image, spec: Preprocess, *, box: Box | None = None) -> NDArray[np.uint8]:
-    """Resize, crop or pad an RGB picture as a model's description says.
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An RGB image, and where in it the picture lies, to fractions of a pixel; default: all of it.
+
+    A JPEG that was scaled while it was decoded ends within a pixel. Ignoring that moves edges by up to 70 levels.
+    """
+
+    image: Image.Image
+    box: Box | None = None
+
+
+def preprocess(picture: Picture, spec: Preprocess) -> NDArray[np.uint8]:
+    """Resize, crop or pad a picture as a model's description says.
 
     Args:
-        image: RGB, any size.
+        picture: RGB, any size.
         spec: The description's `preprocess`.
-        box: Where the picture lies in `image`, to fractions of a pixel; default: all of it.
 
     Returns:
         uint8 [h, w, 3], RGB, read-only; (h, w) is `spec.output_size`.
     """
-    x, y, right, bottom = box or (0, 0, image.width, image.height)
+    image = picture.image
+    x, y, right, bottom = picture.box or (0, 0, *image.size)
     width, height = scaled_size((right - x, bottom - y), spec)
     if spec.resize == "letterbox":
         return np.asarray(_letterbox(_resize(image, (width, height), (x, y, right, bottom), spec), spec))

@@ -63,7 +63,7 @@ def trace(module: torch.nn.Module, example: torch.Tensor) -> Any:
 
 
 def save(module: Any, path: Path) -> None:
-    """Write a TorchScript file; the same module gives the same bytes."""
+    """Write a TorchScript file. Its bytes depend on what this process traced before: torch numbers its classes."""
     with _quiet():
         torch.jit.save(module, str(path))
 

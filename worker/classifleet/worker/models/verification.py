@@ -14,6 +14,7 @@ import numpy as np
 from classifleet.config.errors import ModelError
 from classifleet.worker.decode import DecodeError, decode
 from classifleet.worker.models.description import Golden, ModelDescription
+from classifleet.worker.preprocess import preprocess
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +53,7 @@ def answer(backend: Backend, description: ModelDescription, data: bytes) -> Answ
         ModelError: The model gives no usable answer.
     """
     spec = description.preprocess
-    pixels = decode(data, targets=(spec,)).pixels(spec)
+    pixels = preprocess(decode(data, targets=(spec,)).picture(spec), spec)
     scores = backend.run(pixels[np.newaxis])[0]
     best = int(scores.argmax())
     return Answer(description.labels[best], float(scores[best]))

@@ -1,0 +1,114 @@
+"""The calls of a ledger that lives in memory: the names and answers of `Ledger`, without Redis behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from classifleet.ledger import Call, Ledger, Part, Put
+from classifleet.producer.testing._memory import Memory, MemoryChunk, now_ms
+
+T = TypeVar("T")
+IN_MEMORY: Final = "in memory"
+
+
+def _call(answer: Callable[[], T]) -> Call[T]:
+    return Call(IN_MEMORY, (), (), lambda _: answer())
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLedger(Ledger):
+    """Makes the calls that a producer's flows make."""
+
+    memory: Memory
+
+    def run(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """Run calls, as the runners do for Redis.
+
+        Raises:
+            LedgerUnavailable: The test wants it.
+            NotImplementedError: A call that only workers make.
+        """
+        for call in calls:
+            if call.ask != IN_MEMORY:
+                raise NotImplementedError(f"{call.ask} in memory")
+        with self.memory.lock:
+            return [call.read(None) for call in calls]
+
+    def put(
+        self,
+        job: str,
+        *,
+        header: Mapping[str, str] | None,
+        request: str,
+        chunk: str = "",  # noqa: ARG002 - also in the payload
+        images: int = 0,  # noqa: ARG002 - also in the payload
+        payload: bytes = b"",
+        digest: str = "",  # noqa: ARG002 - of the payload
+        deadline_ms: int | None = None,
+        window: int = 0,
+        seal: bool = False,
+    ) -> Call[Put]:
+        """See `Ledger.put`, and so on."""
+        return _call(lambda: self.memory.put(job, header, request, payload, deadline_ms, window, seal=seal))
+
+    def put_blob(self, job: str, chunk: str, sha256: str, data: bytes, *, ttl_ms: int, cap: int) -> Call[bool]:  # noqa: D102
+        def put() -> bool:
+            blobs = self.memory.blobs
+            if (job, chunk, sha256) not in blobs and sum(map(len, blobs.values())) + len(data) > cap:
+                return False
+            blobs[job, chunk, sha256] = data
+            return True
+
+        return _call(put)
+
+    def cancel(self, job: str) -> Call[str]:  # noqa: D102
+        return _call(lambda: self.memory.cancel(job))
+
+    def delete(self, job: str, *, page: int = 256) -> Call[int]:  # noqa: D102
+        return _call(lambda: self.memory.delete(job))
+
+    def job(self, job: str) -> Call[dict[str, str]]:  # noqa: D102
+        return _call(lambda: self.memory.jobs[job].fields() if job in self.memory.jobs else {})
+
+    def jobs(self, offset: int, count: int) -> Call[list[str]]:  # noqa: D102
+        return _call(lambda: list(reversed(self.memory.created))[offset : offset + count])
+
+    def created(self, job: str) -> Call[float | None]:  # noqa: D102
+        return _call(lambda: self.memory.created.get(job))
+
+    def now(self) -> Call[int]:  # noqa: D102
+        return _call(now_ms)
+
+    def log(self, job: str, offset: int, count: int) -> Call[list[str]]:  # noqa: D102
+        return _call(lambda: self.memory.jobs[job].log[offset : offset + count] if job in self.memory.jobs else [])
+
+    def part(self, job: str, chunk: str) -> Call[Part | None]:  # noqa: D102
+        return _call(lambda: self._chunk(job, chunk).part if self._chunk(job, chunk) else None)
+
+    def records(self, job: str, chunk: str) -> Call[dict[str, bytes]]:  # noqa: D102
+        return _call(lambda: self._chunk(job, chunk).records if self._chunk(job, chunk) else {})
+
+    def queues(self) -> Call[list[str]]:  # noqa: D102
+        return _call(lambda: sorted({job.header["queue"] for job in self.memory.jobs.values()}))
+
+    def depth(self, queue: str) -> list[Call[Any]]:  # noqa: D102
+        def chunks(state: str) -> list[MemoryChunk]:
+            jobs = [job for job in self.memory.jobs.values() if job.header["queue"] == queue]
+            return [chunk for job in jobs for chunk in job.chunks.values() if chunk.state == state]
+
+        def images() -> dict[str, int]:
+            return {state: sum(len(c.images) for c in chunks(state)) for state in ("queued", "leased", "done")}
+
+        return [
+            _call(lambda: len(chunks("queued"))),
+            _call(lambda: len(chunks("leased"))),
+            _call(images),
+            _call(lambda: min((c.queued_at for c in chunks("queued")), default=None)),
+            self.now(),
+        ]
+
+    def _chunk(self, job: str, chunk: str) -> MemoryChunk | None:
+        known = self.memory.jobs.get(job)
+        return known.chunks.get(chunk) if known else None
