@@ -23,7 +23,7 @@ import pytest
 from classifleet.config import Settings
 from tests.support.services import ACCESS_KEY, REDIS_DATABASES, SECRET_KEY, RedisServer, S3Server
 
-pytest_plugins = ["tests.fixtures_models", "tests.fixtures_fleet"]
+pytest_plugins = ["tests.fixtures_models", "tests.fixtures_fleet", "tests.fixtures_ledger"]
 
 _OURS = ("CLASSIFLEET_", "CELERY_")
 _XDG = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME")

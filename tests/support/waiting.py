@@ -13,7 +13,7 @@ _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.05
 
 
-def wait_until(condition: Callable[[], T], description: str, timeout: float = 10.0) -> T:
+def wait_until(condition: Callable[[], T | None], description: str, timeout: float = 10.0) -> T:
     """Return the condition's first true value; fail the test, naming what was awaited, after `timeout` seconds.
 
     An `AssertionError` inside the condition counts as "not yet", so that a block of asserts can be awaited.

@@ -12,8 +12,9 @@ from classifleet.worker.models import ModelDescription
 from tests.models_support import description_fields
 
 torch = pytest.importorskip("torch")
+from classifleet.worker.cores import usable_cores  # noqa: E402
 from classifleet.worker.models import _torchscript  # noqa: E402 - needs torch
-from classifleet.worker.models.backend import TorchScriptBackend, usable_cores  # noqa: E402
+from classifleet.worker.models.backend import TorchScriptBackend  # noqa: E402
 
 RAW = {"output__activation": "none"}
 
@@ -214,6 +215,6 @@ def test_trace_proves_that_any_batch_size_works(module, message):
 @pytest.mark.parametrize(("quota", "wanted"), [("max 100000", 4), ("250000 100000", 3), ("50000 100000", 1), ("", 4)])
 def test_usable_cores(tmp_path, monkeypatch, quota, wanted):
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr("classifleet.worker.models.backend._CGROUP_CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr("classifleet.worker.cores._CGROUP_CPU_LIMIT", tmp_path / "cpu.max")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
     assert usable_cores() == wanted

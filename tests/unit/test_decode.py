@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from classifleet.config.errors import ErrorCode
-from classifleet.worker.decode import Decoded, DecodeError, DecodeLimits, decode
+from classifleet.config.errors import ErrorCode, ImageError
+from classifleet.worker.decode import Decoded, DecodeLimits, decode
 from classifleet.worker.models import Preprocess
 from classifleet.worker.preprocess import preprocess
 from tests.models_support import NASTY, encode, noise, skimage_photo, spec
@@ -30,8 +30,8 @@ def prepared(decoded: Decoded, target: Preprocess) -> np.ndarray:
     return preprocess(decoded.picture(target), target).astype(int)
 
 
-def refusal(data: bytes, **options) -> DecodeError:
-    with pytest.raises(DecodeError) as caught:
+def refusal(data: bytes, **options) -> ImageError:
+    with pytest.raises(ImageError) as caught:
         decode(data, **options)
     return caught.value
 
@@ -370,10 +370,10 @@ def test_many_threads_and_no_warning_escapes():
     assert [str(item.message) for item in caught] == []
 
 
-def attempt(data: bytes, limits: DecodeLimits) -> Decoded | DecodeError:
+def attempt(data: bytes, limits: DecodeLimits) -> Decoded | ImageError:
     try:
         return decode(data, targets=[IMAGENET], limits=limits)
-    except DecodeError as error:
+    except ImageError as error:
         return error
 
 
@@ -384,7 +384,7 @@ def test_nasty_files_are_pictures_or_one_permanent_error():
     for path in sorted(NASTY.iterdir()):
         for limits in (DecodeLimits(), DecodeLimits(truncated="lenient")):
             outcome = attempt(path.read_bytes(), limits)
-            if isinstance(outcome, DecodeError):
+            if isinstance(outcome, ImageError):
                 assert outcome.code in allowed, path.name
                 assert "\n" not in str(outcome), path.name
             else:

@@ -21,6 +21,8 @@ local INLINE_FINISH_CHUNKS = {INLINE_FINISH_CHUNKS}
 local function job_key(job) return P .. 'job:' .. job end
 local function chunk_key(job, chunk) return P .. 'chunk:' .. job .. ':' .. chunk end
 local function queue_key(queue, part) return P .. 'queue:' .. queue .. ':' .. part end
+-- A full Redis refuses a script's writes unless the first one can only free: this one lets the others pass.
+local function even_when_full() redis.call('DEL', P .. 'nothing') end
 local function split(member) return string.match(member, '^([^/]+)/(.+)$') end
 local function notify(job)
   local reply = redis.call('HGET', job_key(job), 'reply_to')
@@ -175,6 +177,7 @@ if c[3] == 'leased' then
   local ends = redis.call('ZSCORE', queue_key(j[1], 'leased'), member)
   if ends and tonumber(ends) > now then return {c[8] == owner and 'JOIN' or 'HELD'} end
   deaths = deaths + 1
+  even_when_full()
 else
   redis.call('ZREM', queue_key(j[1], 'queued'), member)
   redis.call('HINCRBY', jk, 'queued', -1)
@@ -203,6 +206,7 @@ RENEW: Final = _script(
     "renew",
     """
 local kept = {}
+even_when_full()
 for i = 3, #ARGV, 3 do
   local c = redis.call('HMGET', chunk_key(ARGV[i], ARGV[i + 1]), 'owner', 'attempt')
   local queue = redis.call('HGET', job_key(ARGV[i]), 'queue')
@@ -280,6 +284,7 @@ EXPIRE_LEASES: Final = _script(
     """
 local queue, limit = unpack(ARGV)
 local back = {}
+even_when_full()
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', queue_key(queue, 'leased'), '-inf', now, 'LIMIT', 0, limit)) do
   local job, chunk = split(member)
   if job and redis.call('HGET', chunk_key(job, chunk), 'state') == 'leased' then
@@ -316,6 +321,7 @@ if not j[1] or j[4] then
   return 0
 end
 if j[1] == 'open' or j[2] ~= j[3] then return 0 end
+even_when_full()
 finish(ARGV[1])
 notify(ARGV[1])
 return 1

@@ -26,12 +26,13 @@ _BACKOFF_CAP_SECONDS = 0.5
 
 
 def _options(settings: Settings) -> dict[str, Any]:
+    tcp = {} if settings.ledger_url().startswith("unix:") else {"socket_keepalive": True}
     return {
+        **tcp,
         "max_connections": settings.max_connections,
         "timeout": settings.connect_timeout_seconds,
         "socket_connect_timeout": settings.connect_timeout_seconds,
         "socket_timeout": settings.connect_timeout_seconds,
-        "socket_keepalive": True,
         "health_check_interval": 15,
         "client_name": "classifleet",
     }

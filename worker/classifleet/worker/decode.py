@@ -3,7 +3,7 @@
     bytes ──sniff──► one Pillow plugin ──► header: size limits ──► (JPEG: DCT scaling) ──► load
           ──► EXIF orientation ──► RGB, laid on each background that a model asks for
 
-Whatever Pillow raises becomes one `DecodeError` with one permanent `ErrorCode`. Facts about Pillow that shape this:
+Whatever Pillow raises becomes one `ImageError` with one permanent `ErrorCode`. Facts about Pillow that shape this:
 
 - Its bomb check warns at 89 megapixels and raises at 179; ours stands between reading the header and `load`.
 - It warns through `warnings`, whose `catch_warnings` swaps a list that all threads share. Our filter is installed
@@ -32,7 +32,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401 - registers WEBP; otherwise Image.open imports every plugin there is
 )
 
-from classifleet.config.errors import ErrorCode
+from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.config.record import ImageInfo
 from classifleet.worker.models.description import Color, Preprocess
 from classifleet.worker.preprocess import Box, Picture, scaled_size
@@ -58,21 +58,6 @@ _TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS: Final = frozenset({5, 6, 7, 8})
-
-
-class DecodeError(Exception):
-    """The bytes are not a picture that the worker decodes. Permanent: the same bytes fail again.
-
-    `code` is one of `unsupported_format`, `too_many_pixels`, `undecodable`.
-    """
-
-    def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(code, message)  # both, so that it pickles
-        self.code = code
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +101,21 @@ def decode(data: bytes, *, targets: Sequence[Preprocess] = (), limits: DecodeLim
         limits: What is refused.
 
     Raises:
-        DecodeError: Everything that is wrong with the bytes.
+        ImageError: `unsupported_format`, `too_many_pixels` or `undecodable`: permanent, the same bytes fail again.
     """
     kind = _sniff(data)
     _quiet_pillow()
     try:
         return _decode(data, kind, targets, limits)
-    except (DecodeError, MemoryError):  # no memory is our trouble, not the picture's
+    except (ImageError, MemoryError):  # no memory is our trouble, not the picture's
         raise
     except Image.DecompressionBombError as error:
-        raise DecodeError(ErrorCode.TOO_MANY_PIXELS, f"{kind}: {error}") from error
+        raise ImageError(ErrorCode.TOO_MANY_PIXELS, f"{kind}: {error}") from error
     except UnidentifiedImageError as error:  # its text holds a memory address
-        raise DecodeError(ErrorCode.UNDECODABLE, f"corrupt {kind}: its header cannot be read") from error
+        raise ImageError(ErrorCode.UNDECODABLE, f"corrupt {kind}: its header cannot be read") from error
     except Exception as error:  # on hostile bytes Pillow raises whatever its plugins run into
         reason = str(error) or type(error).__name__
-        raise DecodeError(ErrorCode.UNDECODABLE, f"corrupt {kind}: {reason}") from error
+        raise ImageError(ErrorCode.UNDECODABLE, f"corrupt {kind}: {reason}") from error
 
 
 def _sniff(data: bytes) -> str:
@@ -138,7 +123,7 @@ def _sniff(data: bytes) -> str:
         if magic.match(data):
             return kind
     names = ", ".join(kind for kind, _ in _MAGIC)
-    raise DecodeError(ErrorCode.UNSUPPORTED_FORMAT, f"not one of {names}: {len(data)} bytes, first {data[:8]!r}")
+    raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"not one of {names}: {len(data)} bytes, first {data[:8]!r}")
 
 
 def _decode(data: bytes, kind: str, targets: Sequence[Preprocess], limits: DecodeLimits) -> Decoded:
@@ -167,9 +152,9 @@ def _open(data: bytes, kind: str, limits: DecodeLimits) -> Image.Image:
     width, height = image.size
     if width * height > limits.max_pixels or max(width, height) > limits.max_side:
         allowed = f"{limits.max_pixels} pixels, {limits.max_side} a side"
-        raise DecodeError(ErrorCode.TOO_MANY_PIXELS, f"{width} x {height} pixels; allowed are {allowed}")
+        raise ImageError(ErrorCode.TOO_MANY_PIXELS, f"{width} x {height} pixels; allowed are {allowed}")
     if min(width, height) < 1:
-        raise DecodeError(ErrorCode.UNDECODABLE, f"corrupt {kind}: {width} x {height} pixels")
+        raise ImageError(ErrorCode.UNDECODABLE, f"corrupt {kind}: {width} x {height} pixels")
     return image
 
 

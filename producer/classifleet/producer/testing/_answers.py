@@ -115,9 +115,7 @@ def _versioned(model: str) -> str:
     return model if "@" in model else f"{model}@{LATEST}"
 
 
-def _model_answer(
-    name: str, labels: Labels | ErrorCode, options: Options, multi_label: Container[str]
-) -> ModelAnswer:
+def _model_answer(name: str, labels: Labels | ErrorCode, options: Options, multi_label: Container[str]) -> ModelAnswer:
     if isinstance(labels, ErrorCode):
         return ModelAnswer(status="error", error=ImageError(labels).as_info())
     if not labels:

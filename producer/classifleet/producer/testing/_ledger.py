@@ -27,7 +27,6 @@ class MemoryLedger(Ledger):
         """Run calls, as the runners do for Redis.
 
         Raises:
-            LedgerUnavailable: The test wants it.
             NotImplementedError: A call that only workers make.
         """
         for call in calls:
@@ -42,18 +41,20 @@ class MemoryLedger(Ledger):
         *,
         header: Mapping[str, str] | None,
         request: str,
-        chunk: str = "",  # noqa: ARG002 - also in the payload
-        images: int = 0,  # noqa: ARG002 - also in the payload
+        chunk: str = "",
+        images: int = 0,
         payload: bytes = b"",
-        digest: str = "",  # noqa: ARG002 - of the payload
+        digest: str = "",
         deadline_ms: int | None = None,
         window: int = 0,
         seal: bool = False,
     ) -> Call[Put]:
-        """See `Ledger.put`, and so on."""
+        """See `Ledger.put`."""
         return _call(lambda: self.memory.put(job, header, request, payload, deadline_ms, window, seal=seal))
 
-    def put_blob(self, job: str, chunk: str, sha256: str, data: bytes, *, ttl_ms: int, cap: int) -> Call[bool]:  # noqa: D102
+    def put_blob(self, job: str, chunk: str, sha256: str, data: bytes, *, ttl_ms: int, cap: int) -> Call[bool]:
+        """See `Ledger.put_blob`."""
+
         def put() -> bool:
             blobs = self.memory.blobs
             if (job, chunk, sha256) not in blobs and sum(map(len, blobs.values())) + len(data) > cap:
@@ -63,37 +64,49 @@ class MemoryLedger(Ledger):
 
         return _call(put)
 
-    def cancel(self, job: str) -> Call[str]:  # noqa: D102
+    def cancel(self, job: str) -> Call[str]:
+        """See `Ledger.cancel`."""
         return _call(lambda: self.memory.cancel(job))
 
-    def delete(self, job: str, *, page: int = 256) -> Call[int]:  # noqa: D102
+    def delete(self, job: str, *, page: int = 256) -> Call[int]:
+        """See `Ledger.delete`."""
         return _call(lambda: self.memory.delete(job))
 
-    def job(self, job: str) -> Call[dict[str, str]]:  # noqa: D102
+    def job(self, job: str) -> Call[dict[str, str]]:
+        """See `Ledger.job`."""
         return _call(lambda: self.memory.jobs[job].fields() if job in self.memory.jobs else {})
 
-    def jobs(self, offset: int, count: int) -> Call[list[str]]:  # noqa: D102
+    def jobs(self, offset: int, count: int) -> Call[list[str]]:
+        """See `Ledger.jobs`."""
         return _call(lambda: list(reversed(self.memory.created))[offset : offset + count])
 
-    def created(self, job: str) -> Call[float | None]:  # noqa: D102
+    def created(self, job: str) -> Call[float | None]:
+        """See `Ledger.created`."""
         return _call(lambda: self.memory.created.get(job))
 
-    def now(self) -> Call[int]:  # noqa: D102
+    def now(self) -> Call[int]:
+        """See `Ledger.now`."""
         return _call(now_ms)
 
-    def log(self, job: str, offset: int, count: int) -> Call[list[str]]:  # noqa: D102
+    def log(self, job: str, offset: int, count: int) -> Call[list[str]]:
+        """See `Ledger.log`."""
         return _call(lambda: self.memory.jobs[job].log[offset : offset + count] if job in self.memory.jobs else [])
 
-    def part(self, job: str, chunk: str) -> Call[Part | None]:  # noqa: D102
-        return _call(lambda: self._chunk(job, chunk).part if self._chunk(job, chunk) else None)
+    def part(self, job: str, chunk: str) -> Call[Part | None]:
+        """See `Ledger.part`."""
+        return _call(lambda: known.part if (known := self._chunk(job, chunk)) else None)
 
-    def records(self, job: str, chunk: str) -> Call[dict[str, bytes]]:  # noqa: D102
-        return _call(lambda: self._chunk(job, chunk).records if self._chunk(job, chunk) else {})
+    def records(self, job: str, chunk: str) -> Call[dict[str, bytes]]:
+        """See `Ledger.records`."""
+        return _call(lambda: known.records if (known := self._chunk(job, chunk)) else {})
 
-    def queues(self) -> Call[list[str]]:  # noqa: D102
+    def queues(self) -> Call[list[str]]:
+        """See `Ledger.queues`."""
         return _call(lambda: sorted({job.header["queue"] for job in self.memory.jobs.values()}))
 
-    def depth(self, queue: str) -> list[Call[Any]]:  # noqa: D102
+    def depth(self, queue: str) -> list[Call[Any]]:
+        """See `Ledger.depth`."""
+
         def chunks(state: str) -> list[MemoryChunk]:
             jobs = [job for job in self.memory.jobs.values() if job.header["queue"] == queue]
             return [chunk for job in jobs for chunk in job.chunks.values() if chunk.state == state]

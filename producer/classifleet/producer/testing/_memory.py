@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from classifleet.config import ImageError, Lane, Options, Payload, Unavailable
+from classifleet.config import ImageError, Lane, Options, Payload
 from classifleet.config.reference import decode_data_uri
 from classifleet.ledger import Part, Put
 
 INTERACTIVE: Final = "interactive"
 ATTEMPT: Final = 1
-_COUNTS: Final = ("accepted", "queued", "done", "ok", "partial", "failed")  # "queued" is of chunks, the others of images
+_COUNTS: Final = ("accepted", "queued", "done", "ok", "partial", "failed")  # of images; "queued" is of chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,10 @@ class Memory:
         self.queued: dict[tuple[str, str], None] = {}  # job and chunk, in order
         self.cancelled: list[str] = []  # jobs whose queued images still lack a record
         self.submitted: list[Submission] = []
-        self.away: Unavailable | None = None
-        self._watchers: dict[str, list[Callable[[], None]]] = {}
+        self._watchers: dict[str, list[Callable[[], object]]] = {}
 
     @contextmanager
-    def watch(self, job: str, heard: Callable[[], None]) -> Iterator[None]:
+    def watch(self, job: str, heard: Callable[[], object]) -> Iterator[None]:
         """Have `heard` called whenever something happens to the job."""
         with self.lock:
             self._watchers.setdefault(job, []).append(heard)
@@ -188,7 +187,9 @@ class Memory:
         job.counts["queued"] += 1
         self.queued[chunk.payload.job, chunk.payload.chunk] = None
 
-    def commit(self, job: MemoryJob, chunk: MemoryChunk, records: Mapping[str, bytes], outcomes: Sequence[str]) -> None:
+    def commit(
+        self, job: MemoryJob, chunk: MemoryChunk, records: Mapping[str, bytes], outcomes: Sequence[str]
+    ) -> None:
         """Finish a chunk; `outcomes` are `ok`, `partial` or an error code, one an image."""
         ok, partial = outcomes.count("ok"), outcomes.count("partial")
         failed = len(outcomes) - ok - partial
@@ -205,6 +206,7 @@ class Memory:
         """Forget a job as its time to live makes Redis forget it."""
         if self.jobs.pop(job_id, None) is not None:
             self.blobs = {key: data for key, data in self.blobs.items() if key[0] != job_id}
+            self.queued = {key: None for key in self.queued if key[0] != job_id}
 
     def _add(self, job: MemoryJob, payload: Payload, deadline_ms: int | None) -> None:
         images = tuple(self._submissions(job, payload))

@@ -11,7 +11,6 @@ zero padding would then stand for the wrong colour.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from classifleet.config.errors import ModelError
+from classifleet.worker.cores import usable_cores
 from classifleet.worker.models import _torchscript
 from classifleet.worker.models.description import ModelDescription, Output
 from classifleet.worker.models.repository import Repository
@@ -30,7 +30,6 @@ WARM_RUNS: Final = 3
 PARITY_TOLERANCE: Final = 1e-4
 """How far the scores of a faster variant may lie from the plain module's."""
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
-_CGROUP_CPU_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 _SEED: Final = 0
 
 
@@ -189,16 +188,6 @@ def activate(raw: torch.Tensor, output: Output) -> torch.Tensor:
             return raw.sigmoid()
         case "none":
             return raw
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and its cgroup's quota rounded up (v2)."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = _CGROUP_CPU_LIMIT.read_text().split()
-    except (OSError, ValueError):  # no cgroup v2 here: the affinity is all there is to know
-        return cores
-    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
 def _device(name: str) -> torch.device:

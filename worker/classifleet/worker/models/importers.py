@@ -19,8 +19,7 @@ from typing import Any, Final
 
 import torch
 
-from classifleet.config.errors import MissingExtra, ModelError
-from classifleet.worker.decode import DecodeError
+from classifleet.config.errors import ImageError, MissingExtra, ModelError
 from classifleet.worker.models import _torchscript
 from classifleet.worker.models.backend import TorchScriptBackend
 from classifleet.worker.models.description import Input, ModelDescription, repeated_labels
@@ -180,7 +179,7 @@ def _golden_entries(description: ModelDescription, path: Path, files: Mapping[st
     try:
         check_batching(backend, description)
         answers = {name: answer(backend, description, data) for name, data in files.items()}
-    except DecodeError as error:
+    except ImageError as error:
         raise ModelError(f"{description.key}: a golden picture cannot be decoded: {error}") from error
     finally:
         backend.close()

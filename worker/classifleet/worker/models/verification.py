@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from classifleet.config.errors import ModelError
-from classifleet.worker.decode import DecodeError, decode
+from classifleet.config.errors import ImageError, ModelError
+from classifleet.worker.decode import decode
 from classifleet.worker.models.description import Golden, ModelDescription
 from classifleet.worker.preprocess import preprocess
 
@@ -49,7 +49,7 @@ def answer(backend: Backend, description: ModelDescription, data: bytes) -> Answ
     """Classify one encoded picture.
 
     Raises:
-        DecodeError: It is not a picture.
+        ImageError: It is not a picture.
         ModelError: The model gives no usable answer.
     """
     spec = description.preprocess
@@ -119,7 +119,7 @@ def verify(
 def _check_picture(backend: Backend, description: ModelDescription, path: Path, golden: Golden | None) -> Check:
     try:
         seen = answer(backend, description, path.read_bytes())
-    except (OSError, DecodeError, ModelError) as error:
+    except (OSError, ImageError, ModelError) as error:
         return Check(path.name, False, str(error))
     if golden is None:
         return Check(path.name, True, f"{seen.top} {seen.confidence:.3f}")
