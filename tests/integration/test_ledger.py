@@ -101,6 +101,14 @@ def test_put_waits_for_the_window(bench: Bench) -> None:
     assert bench.put("other", "c", window=2) is Put.QUEUED, "each job has its own window"
 
 
+def test_each_put_shows_that_the_producer_lives(bench: Bench) -> None:
+    bench.put("j", "c1")
+    seen = bench.job("j")["last_seen"]
+    wait_for_next_millisecond(bench)
+    bench.put("j", "c1")
+    assert bench.job("j")["last_seen"] > seen
+
+
 def test_a_cancelled_job_takes_nothing(bench: Bench) -> None:
     bench.put("j", "c1")
     assert bench.run(bench.ledger.cancel("j")) == "CANCELLED"

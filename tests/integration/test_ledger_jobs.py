@@ -65,6 +65,23 @@ def test_a_commit_counts_wherever_its_chunk_is(bench: Bench) -> None:
     assert bench.begin("j", "c1").outcome is Begin.DONE
 
 
+def test_the_last_hour_of_commits_can_be_seen(bench: Bench) -> None:
+    done = bench.keys.queue(QUEUE, "done")
+    now = bench.run(bench.ledger.now())
+    bench.redis.zadd(done, {"old/1": now - 3_700_000, "young/1": now - 3_500_000})
+    bench.finished("j", 2)
+    assert bench.members("done") == ["young/1", "j/0", "j/1"]
+
+
+def test_nobody_needs_to_wait_for_a_job(bench: Bench) -> None:
+    header = head()
+    del header["reply_to"]
+    bench.put("j", "c1", header=header, seal=True)
+    bench.begin("j", "c1")
+    assert bench.commit("j", "c1")[0] is Commit.COMMITTED
+    assert bench.job("j")["state"] == "done"
+
+
 def test_parts_keep_their_names_and_the_log_its_order(bench: Bench) -> None:
     for chunk in ("b", "a", "c"):
         bench.put("j", chunk)
@@ -137,6 +154,12 @@ def test_jobs_with_a_sink_wait_for_the_finaliser(bench: Bench) -> None:
         assert bench.run(bench.ledger.finish("j")) is True
         assert wait_until(lambda: channel.get_message(timeout=0.1), "the producer to hear of the end")
     assert bench.job("j")["state"] == "done"
+
+
+def test_a_job_that_vanished_leaves_the_finaliser(bench: Bench) -> None:
+    bench.redis.zadd(bench.keys.shared("finalise"), {"gone": 1})
+    assert bench.run(bench.ledger.finish("gone")) is False
+    assert bench.run(bench.ledger.finalisable(10)) == []
 
 
 def test_the_finaliser_starts_the_time_to_live_of_records(bench: Bench) -> None:
@@ -226,7 +249,8 @@ def test_a_commit_deletes_the_images_of_its_chunk(bench: Bench) -> None:
 def test_the_room_of_expired_images_is_free_again(bench: Bench) -> None:
     assert park(bench, b"x" * 90, ttl_ms=SHORT_MS)
     assert wait_until(lambda: park(bench, b"x" * 80, sha="cd" * 32), "the first image to expire")
-    assert parked_bytes(bench) == 80
+    assert park(bench, b"x" * 20, sha="ef" * 32)
+    assert parked_bytes(bench) == 100, "an expired image is subtracted once"
     assert bench.run(bench.ledger.get_blob("j", "c1", SHA)) is None
 
 

@@ -135,6 +135,8 @@ def test_a_full_redis_takes_no_new_work_and_lets_the_old_finish(tmp_path: Path) 
         bench = Bench(Settings.load(broker_url=f"{server.url}/0"))
         for chunk in ("run", "back", "silent", "again"):
             bench.put("j", chunk, seal=chunk == "again")
+        bench.put("sunk", "c1", header=head(sink="file:///out"), seal=True)
+        bench.begin("sunk", "c1")
         for chunk in ("back", "silent", "again"):
             bench.begin("j", chunk, lease_ms=LONG_MS if chunk == "back" else 0)
         bench.redis.config_set("maxmemory", 1)
@@ -148,4 +150,8 @@ def test_a_full_redis_takes_no_new_work_and_lets_the_old_finish(tmp_path: Path) 
         for chunk in ("run", "back", "silent", "again"):
             assert bench.commit("j", chunk, records=[("a", b"{}")])[0] is Commit.COMMITTED
         assert bench.job("j")["state"] == "done"
+        assert bench.run(bench.ledger.hold("finalise", "w1", lease_ms=LONG_MS))
+        assert bench.commit("sunk", "c1", part="p") == (Commit.COMMITTED, True)
+        assert bench.run(bench.ledger.finish("sunk"))
+        assert bench.run(bench.ledger.delete("sunk")) == 1
         bench.runner.close()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
-from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
@@ -23,6 +23,7 @@ T = TypeVar("T")
 BLOCKING_THREADS: Final = 4  # for publishing (kombu blocks) and for reading files
 SUBSCRIBE_SECONDS: Final = 1.0
 RECONNECT_SECONDS: Final = 1.0
+READ_SECONDS: Final = 10.0  # stated, because the socket's own timeout would end a quiet subscription
 
 
 class AsyncEngine:
@@ -32,9 +33,10 @@ class AsyncEngine:
         self._settings = settings
         self._channel = channel
         self._publisher = Publisher(settings)
+        self._locks: dict[int, threading.Lock] = {}
         self._pid = 0
         self._threads: ThreadPoolExecutor
-        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopResources]
+        self._loops: dict[asyncio.AbstractEventLoop, _LoopResources]
 
     async def drive(self, flow: Flow[T]) -> T:
         """Run a flow to its end. Cancelling the await abandons the flow between two effects; no job is cancelled.
@@ -62,11 +64,7 @@ class AsyncEngine:
             case Publish(messages):
                 return await self.in_thread(self._publisher.publish, messages)
             case Listen(watch, seconds):
-                try:
-                    async with asyncio.timeout(seconds):
-                        await watch.wait()
-                except TimeoutError:
-                    pass  # nothing was heard: the flow reads again
+                await _wait(watch, seconds)
                 watch.clear()
             case Pause(seconds):
                 await asyncio.sleep(seconds)
@@ -86,36 +84,57 @@ class AsyncEngine:
             yield event
 
     async def close(self) -> None:
-        """Close this loop's sockets, and the threads."""
-        if self._pid == os.getpid():
-            here = self._loops.pop(asyncio.get_running_loop(), None)
-            if here is not None:
-                await here.close()
-            if not self._loops:
+        """Close this loop's sockets, and with the last loop the threads and the broker's connections."""
+        with self._lock():
+            mine = self._pid == os.getpid()
+            here = self._loops.pop(asyncio.get_running_loop(), None) if mine else None
+            last = mine and all(loop.is_closed() for loop in self._loops)
+            if last:
                 self._threads.shutdown(wait=False)
+                self._publisher.close()
                 self._pid = 0
-        self._publisher.close()
+        if here is not None:
+            await here.close()
 
     def _here(self) -> _LoopResources:
-        if self._pid != os.getpid():  # also in a forked child, whose parent's sockets and threads are not its own
-            self._pid = os.getpid()
-            self._threads = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="classifleet")
-            self._loops = WeakKeyDictionary()
         loop = asyncio.get_running_loop()
-        if loop not in self._loops:
-            self._loops[loop] = _LoopResources(self._settings, self._channel)
-        return self._loops[loop]
+        with self._lock():
+            if self._pid != os.getpid():  # also in a forked child, whose parent's sockets and threads are not its own
+                self._pid = os.getpid()
+                self._threads = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="classifleet")
+                self._loops = {}
+            if loop not in self._loops:
+                self._loops = {known: its for known, its in self._loops.items() if not known.is_closed()}
+                self._loops[loop] = _LoopResources(self._settings, self._channel)
+            return self._loops[loop]
+
+    def _lock(self) -> threading.Lock:
+        """The process's own: a thread of the parent may have held the parent's at the moment of the fork."""
+        return self._locks.setdefault(os.getpid(), threading.Lock())
 
 
 class _LoopResources:
-    """The sockets of one event loop."""
+    """The sockets of one event loop. They close with the loop, if nobody closes them before."""
 
     def __init__(self, settings: Settings, channel: str) -> None:
-        self._client = connect_async(settings)
-        self.runner = AsyncRunner(self._client, settings.ledger_url())
-        self.listener = _AsyncListener(self._client, channel)
+        client = connect_async(settings)
+        self.runner = AsyncRunner(client, settings.ledger_url())
+        self.listener = _AsyncListener(client, channel)
+        # asyncio.run cancels the tasks that are left at its end, and waits for them.
+        self._guard = asyncio.get_running_loop().create_task(self._stay_open(), name="classifleet-sockets")
 
     async def close(self) -> None:
+        self._guard.cancel()
+        await asyncio.gather(self._guard, return_exceptions=True)
+        await self._close_sockets()  # again: a task that is cancelled before it began does nothing
+
+    async def _stay_open(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self._close_sockets()
+
+    async def _close_sockets(self) -> None:
         await self.listener.close()
         await self.runner.close()
 
@@ -137,8 +156,7 @@ class _AsyncListener:
         try:
             if self._task is None:
                 self._task = asyncio.get_running_loop().create_task(self._listen(), name="classifleet-listener")
-            if not self._subscribed.is_set():
-                await asyncio.wait([asyncio.ensure_future(self._subscribed.wait())], timeout=SUBSCRIBE_SECONDS)
+            await _wait(self._subscribed, SUBSCRIBE_SECONDS)
             yield event
         finally:
             self._events[job].remove(event)
@@ -155,17 +173,26 @@ class _AsyncListener:
             try:
                 async with self._client.pubsub() as pubsub:
                     await pubsub.subscribe(self._channel)
-                    async for heard in pubsub.listen():
-                        self._hear(heard)
+                    while True:
+                        self._hear(await pubsub.get_message(timeout=READ_SECONDS))
             except (redis.RedisError, OSError):
                 # Redis is away: the waiters' own reads raise a typed error; here there is only a later try.
                 await asyncio.sleep(RECONNECT_SECONDS)
             finally:
                 self._subscribed.clear()
 
-    def _hear(self, heard: dict[str, Any]) -> None:
+    def _hear(self, heard: dict[str, Any] | None) -> None:
+        if heard is None:
+            return
         if heard["type"] == "subscribe":
             self._subscribed.set()
         elif heard["type"] == "message":
             for event in self._events.get(heard["data"].decode("utf-8", "replace"), ()):
                 event.set()
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait for the event; it is no error if it does not come."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import redis
@@ -28,7 +28,7 @@ class SyncEngine:
     def __init__(self, settings: Settings, channel: str) -> None:
         self._settings = settings
         self._channel = channel
-        self._lock = threading.Lock()
+        self._locks: dict[int, threading.Lock] = {}
         self._pid = 0
         self._runner: SyncRunner
         self._listener: Listener
@@ -77,7 +77,7 @@ class SyncEngine:
 
     def close(self) -> None:
         """Close the sockets and end the listening thread."""
-        with self._lock:
+        with self._lock():
             if self._pid == os.getpid():
                 self._listener.close()
                 self._runner.close()
@@ -85,13 +85,17 @@ class SyncEngine:
         self._publisher.close()
 
     def _connected(self) -> SyncRunner:
-        with self._lock:
+        with self._lock():
             if self._pid != os.getpid():
                 client = connect(self._settings)
                 self._runner = SyncRunner(client, self._settings.ledger_url())
                 self._listener = Listener(client, self._channel)
                 self._pid = os.getpid()
             return self._runner
+
+    def _lock(self) -> threading.Lock:
+        """The process's own: a thread of the parent may have held the parent's at the moment of the fork."""
+        return self._locks.setdefault(os.getpid(), threading.Lock())
 
 
 class Listener:
@@ -130,6 +134,9 @@ class Listener:
     def close(self) -> None:
         """End the thread."""
         self._closed.set()
+        if self._subscribed.is_set():
+            with suppress(redis.RedisError):
+                self._client.publish(self._channel, "")  # wakes it; without Redis it sees the flag within a second
         if self._thread is not None:
             self._thread.join(timeout=2 * RECONNECT_SECONDS)
 

@@ -101,20 +101,17 @@ class Flows:
 
     def submit_chunks(self, request: Request, chunks: Sequence[Chunk]) -> Flow[bool]:
         """Add chunks to an open job, waiting while its window is full. False once the job is cancelled."""
-        left = list(chunks)
+        left, parked = list(chunks), 0  # the first `parked` of those left have their images in Redis
         while left:
-            parked = []
-            for chunk in left:
-                if not (yield from self._park(chunk)):
-                    break
-                parked.append(chunk)
-            outcomes = (yield Ask([self._put(request, chunk) for chunk in parked])) if parked else []
-            yield from self._publish(request, list(zip(parked, outcomes, strict=True)))
+            while parked < len(left) and (yield from self._park(left[parked])):
+                parked += 1
+            ready, rest = left[:parked], left[parked:]
+            outcomes = (yield Ask([self._put(request, chunk) for chunk in ready])) if ready else []
+            yield from self._publish(request, list(zip(ready, outcomes, strict=True)))
             if Put.CANCELLED in outcomes:
                 return False
-            left = [c for c, outcome in zip(parked, outcomes, strict=True) if outcome is Put.WINDOW] + left[
-                len(parked) :
-            ]
+            waiting = [chunk for chunk, outcome in zip(ready, outcomes, strict=True) if outcome is Put.WINDOW]
+            left, parked = waiting + rest, len(waiting)
             if left:
                 yield Pause(WINDOW_PAUSE_SECONDS)
         return True

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict, get_args
 
 from classifleet.config import (
     ErrorCode,
@@ -117,6 +117,8 @@ def make_request(
     job = check_job_id(job if job is not None else new_id())
     # The payload's model holds every rule of the wire, so a probe payload checks them in one place.
     probe = make_payload(job=job, chunk="0", items=[{"id": "0", "ref": ""}], models=list(names), options=answer)
+    if lane not in get_args(Lane):
+        raise InvalidRequest(f"the lane is {' or '.join(get_args(Lane))}, not {lane!r}")
     if len(set(names)) != len(names):
         raise InvalidRequest(f"a model is named twice: {', '.join(names)}")
     if sink is not None and not sink.startswith(("s3://", "file:///")):
@@ -193,12 +195,6 @@ def make_chunk(request: Request, number: int, items: Iterable[tuple[int, SubmitI
         deadline_seconds=None if request.deadline is None else max(0.001, seconds_until(request.deadline)),
     )
     return Chunk(payload, tuple(blobs.values()))
-
-
-def needs_reading(item: SubmitItem) -> bool:
-    """Whether making a chunk of the item blocks on a file."""
-    ref = item[1] if isinstance(item, tuple) else item
-    return isinstance(ref, os.PathLike)
 
 
 def _wire_item(position: int, item: SubmitItem, settings: Settings, blobs: dict[str, Blob]) -> dict[str, Any]:
