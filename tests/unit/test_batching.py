@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,10 @@ def image(value: int) -> Any:
 
 @contextmanager
 def device(max_batch: int = 4, **models: Any) -> Iterator[Device]:
-    running = Device({name: ModelSlot(model, max_batch) for name, model in models.items()})
+    running = Device()
     running.start()
+    for name, model in models.items():
+        running.load(name, partial(ModelSlot, model, max_batch))
     try:
         yield running
     finally:
@@ -160,6 +163,38 @@ def test_an_abandoned_image_does_not_disturb_its_batch() -> None:
 
     with device(m=model) as running:
         assert asyncio.run(scenario(running)) == 2
+
+
+def test_a_model_that_does_not_load_says_so_to_who_waits_and_the_device_goes_on() -> None:
+    def refuse() -> ModelSlot:
+        raise OSError("no such file")
+
+    with device(m=Recorder()) as running:
+        with pytest.raises(OSError, match="no such file"):
+            running.load("other", refuse)
+        assert asyncio.run(running.infer("m", image(7), "bulk")).scores[0] == 7
+
+
+def test_models_are_loaded_run_and_closed_on_one_thread() -> None:
+    threads = []
+
+    class Watched(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            threads.append(threading.current_thread())
+
+        def run(self, batch: Any) -> Any:
+            threads.append(threading.current_thread())
+            return super().run(batch)
+
+        def close(self) -> None:
+            threads.append(threading.current_thread())
+
+    with device() as running:
+        running.load("m", lambda: ModelSlot(Watched(), 4))
+        asyncio.run(running.infer("m", image(1), "bulk"))
+    assert len(threads) == 3
+    assert {thread.name for thread in threads} == {"classifleet-device"}
 
 
 def waiting(since: float) -> _Waiting:

@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,10 @@ def run() -> Iterator[Callable[..., list[Record]]]:
         images: dict[str, Any], models: dict[str, Any] | None = None, *, asked: tuple[str, ...] = (), **lease: Any
     ) -> list[Record]:
         backends = models or {"brightness@1": Brightness()}
-        device = Device({name: ModelSlot(backend, 8) for name, backend in backends.items()})
+        device = Device()
         device.start()
+        for name, backend in backends.items():
+            device.load(name, partial(ModelSlot, backend, 8))
         payload = Payload.model_validate(
             {
                 "job": "j",

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -78,10 +79,10 @@ class Runtime:
         self._stack.callback(runner.close)
         require_fit(runner.client, ledger.keys, url, ephemeral=settings.ephemeral)
 
-        models = self._load_models()
-        device = self._device = Device({name: slot for name, (_, slot) in models.items()})
+        device = self._device = Device()
         self._stack.callback(device.close)
         device.start()
+        models = self._load_models(device)
 
         loop = self._start_loop()
         fetcher = Fetcher(
@@ -113,7 +114,7 @@ class Runtime:
             latest=_latest(list(models)),
             pipeline=Pipeline(
                 fetcher=fetcher,
-                models={name: description for name, (description, _) in models.items()},
+                models=models,
                 device=device,
                 decode_pool=decode_pool,
                 limits=DecodeLimits(max_pixels=settings.max_pixels, truncated=settings.truncated),
@@ -152,31 +153,33 @@ class Runtime:
         state = "ready" if self._consuming else "starting"
         return Health(self._consuming, {"state": state, "models": self._progress, "worker": self.owner})
 
-    def _load_models(self) -> dict[str, tuple[ModelDescription, ModelSlot]]:
+    def _load_models(self, device: Device) -> dict[str, ModelDescription]:
         settings = self.settings
-        device = device_name(settings.device)
+        place = device_name(settings.device)
         repository = open_repository(settings.model_repository, settings)
         names = _wanted(repository, settings.models)
         self._progress = dict.fromkeys(names, "waiting")
-        loaded = {}
+        described = {}
         for name in names:
-            loaded[name] = self._load_model(repository, name, device)
-        return loaded
+            described[name] = repository.describe(name)
+            device.load(name, partial(self._load_model, repository, described[name], place))
+        return described
 
-    def _load_model(self, repository: Repository, name: str, device: str) -> tuple[ModelDescription, ModelSlot]:
+    def _load_model(self, repository: Repository, description: ModelDescription, place: str) -> ModelSlot:
+        """Load and warm a model; runs on the device thread."""
+        name = description.key
         self._progress[name] = "loading"
         start = time.monotonic()
-        description = repository.describe(name)
-        backend = load_backend(repository, name, device=device)
+        backend = load_backend(repository, name, device=place)
         self._progress[name] = "warming"
         max_batch = min(description.batch.max, self.settings.max_batch)
         backend.warm([size for size in description.batch.buckets if size <= max_batch])
         seconds = time.monotonic() - start
         MODEL_LOAD.labels(name).observe(seconds)
-        MODEL_INFO.labels(name, description.sha256[:12], backend.name, device).set(1)
+        MODEL_INFO.labels(name, description.sha256[:12], backend.name, place).set(1)
         self._progress[name] = "ready"
-        log.info("model ready", model=name, backend=backend.name, device=device, seconds=round(seconds, 2))
-        return description, ModelSlot(backend, max_batch)
+        log.info("model ready", model=name, backend=backend.name, device=place, seconds=round(seconds, 2))
+        return ModelSlot(backend, max_batch)
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
