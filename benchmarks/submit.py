@@ -33,9 +33,7 @@ def main() -> None:
         fleet = stack.enter_context(Fleet(url, submission_window=1_000_000_000))
         fleet.submit("https://example.com/warm-up.jpg", models="imagenet")
         start, cpu = time.perf_counter(), time.process_time()
-        job = fleet.submit_many(
-            references(arguments.references), models="imagenet", chunk_size=arguments.chunk_size
-        )
+        job = fleet.submit_many(references(arguments.references), models="imagenet", chunk_size=arguments.chunk_size)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         accepted = job.progress().accepted
     print(f"{accepted} references in {seconds:.1f} s: {accepted / seconds:,.0f}/s, {accepted / cpu:,.0f}/s per core")
