@@ -23,7 +23,7 @@ import pytest
 from classifleet.config import Settings
 from tests.support.services import ACCESS_KEY, REDIS_DATABASES, SECRET_KEY, RedisServer, S3Server
 
-pytest_plugins = ["tests.fixtures_models", "tests.fixtures_fleet", "tests.fixtures_ledger"]
+pytest_plugins = ["tests.fixtures_models", "tests.fixtures_fleet", "tests.fixtures_ledger", "tests.fixtures_cli"]
 
 _OURS = ("CLASSIFLEET_", "CELERY_")
 _XDG = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME")
@@ -117,6 +117,6 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     bucket = f"bucket-{next(_buckets)}"
-    s3_server.client.create_bucket(Bucket=bucket)
-    yield S3(s3_server.settings_kwargs, s3_server.client, bucket)
-    s3_server.client.delete_bucket(Bucket=bucket)  # this server deletes what is in it, too
+    s3_server.client().create_bucket(Bucket=bucket)
+    yield S3(s3_server.settings_kwargs, s3_server.client(), bucket)
+    s3_server.client().delete_bucket(Bucket=bucket)  # this server deletes what is in it, too

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from classifleet.producer import (
     Ref,
     ResultExpired,
     ResultTimeout,
+    SubmitItem,
     UnknownJob,
 )
 from tests.conftest import S3
@@ -185,10 +187,10 @@ def test_records_expire(live_fleet: LiveFleet) -> None:
         assert handle.result(SECONDS).ok
 
         def expired() -> bool:
-            try:
-                return not handle.result(0)
-            except ResultExpired:
-                return True
+            with suppress(ResultExpired):
+                handle.result(0)
+                return False
+            return True
 
         wait_until(expired, "the record to expire")
         with pytest.raises(ResultExpired):
@@ -225,7 +227,8 @@ def test_one_corrupt_image_among_63_good_ones(fleet: Fleet, small_cat: bytes) ->
 
 def test_all_kinds_of_items_with_a_small_window(live_fleet: LiveFleet, photos: Path, small_cat: bytes) -> None:
     url = f"{live_fleet.web}/coffee.jpg"
-    items = [url, small_cat, photos / "rocket.jpg", ("mine", url), ("other", url, {"k": "v"}), ("none", url, None)]
+    plain: list[SubmitItem] = [url, small_cat, photos / "rocket.jpg"]
+    items = [*plain, ("mine", url), ("other", url, {"k": "v"}), ("none", url, None)]
     with Fleet(live_fleet.url, submission_window=2) as fleet:
         job = fleet.submit_many(iter(items), models="imagenet", chunk_size=1)
         results = {result.id: result for result in job.results()}

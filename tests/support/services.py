@@ -118,9 +118,12 @@ class S3Server:
         """Arguments for `Settings.load`."""
         return {"s3_endpoint_url": self.endpoint_url, "s3_path_style": True}
 
-    @cached_property
     def client(self) -> Any:
-        """A boto3 client that fails at once instead of retrying."""
+        """A boto3 client that fails at once instead of retrying; the same one each time, closed with the server."""
+        return self._client
+
+    @cached_property
+    def _client(self) -> Any:
         import boto3
         from botocore.config import Config
 
@@ -146,7 +149,7 @@ class S3Server:
             try:
                 wait_until(lambda: _stores(server), "the S3 server to store an object", _START_SECONDS)
                 yield server
-                server.client.close()
+                server.client().close()
             finally:
                 _delete_sockets(ports)
 
@@ -185,8 +188,8 @@ def _stores(server: S3Server) -> bool:
 
     _check_running(server.process)
     try:
-        server.client.create_bucket(Bucket="probe")
-        server.client.put_object(Bucket="probe", Key="probe", Body=b"probe")
+        server.client().create_bucket(Bucket="probe")
+        server.client().put_object(Bucket="probe", Key="probe", Body=b"probe")
     except (BotoCoreError, ClientError):
         return False
     return True

@@ -2,11 +2,14 @@ import random
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
+from AntiSSRF import AntiSSRFPolicy, PolicyConfigOptions
 from hypothesis import given
 from hypothesis import strategies as st
+from ssrfguard import DEFAULT_DENIED
 
 from classifleet.config.errors import SettingsError
-from classifleet.worker.ingest.address import AddressPolicy, forbidden_reason, odd_notation
+from classifleet.worker.ingest.address import forbidden_reason, odd_notation
+from classifleet.worker.ingest.policy import AddressPolicy
 
 
 def _words(text):
@@ -126,6 +129,7 @@ def test_a_refusal_does_not_tell_the_address_behind_a_name():
     [
         "", "host", "host:", ":80", "host:0", "host:65536", "host:http", "http://host:80", "host:80/path", "*:80",
         "fd00::/8:443", "::1:80", "[fd00::/8]", "[10.0.0.0/8]:80", "[host]:80", "10.0.0.1/8:80", "10.0.0.0/33:80",
+        "*.:80", "a.*.b:80", "**.a:80", "*.10.0.0.1:80/", "[*.a]:80",
         "127.1:80", "2130706433:80", "0177.0.0.1:80", "a b:80", "host:\uff18\uff10", "-host:80", "user@host:80",
     ],
 )  # fmt: skip
@@ -139,3 +143,128 @@ def test_random_private_addresses_are_never_public():
     for _ in range(2_000):
         for base, bits in (("10.0.0.0", 24), ("127.0.0.0", 24), ("192.168.0.0", 16), ("169.254.0.0", 16)):
             assert forbidden_reason(IPv4Address(int(IPv4Address(base)) | pick.getrandbits(bits)))
+
+
+# Deny-list, patterns, ports
+
+
+def test_a_pattern_holds_for_the_names_below_a_domain_alone():
+    policy, inside = AddressPolicy(["*.corp.example:9000"]), ip_address("10.1.2.3")
+    for host in ("a.corp.example", "A.B.Corp.Example"):
+        assert policy.target_refusal(host, 9000) is None
+        assert policy.refusal(host, inside, 9000) is None
+        assert policy.refusal(host, inside, 80)
+    for host in ("corp.example", ".corp.example", "acorp.example", "a.corp.example.evil.example", "a.corp.example."):
+        assert policy.refusal(host, inside, 9000), host
+
+
+@pytest.mark.parametrize(
+    "host", ["bad.example", "BAD.example", "bad.example.", "a.worse.example", "a.b.worse.example."]
+)
+@pytest.mark.parametrize("allow", [[], ["bad.example:80", "*.worse.example:80", "0.0.0.0/0:80"]])
+def test_a_denied_host_is_denied_whatever_is_allowed(host, allow):
+    policy = AddressPolicy(allow, deny=["bad.example", "*.worse.example"])
+    assert "http_deny" in policy.target_refusal(host, 80)
+    assert "http_deny" in policy.refusal(host, ip_address("93.184.216.34"), 80)
+    assert policy.target_refusal("worse.example", 80) is None
+    assert policy.target_refusal("notbad.example", 80) is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "address"),
+    [("93.184.216.0/24", "93.184.216.34"), ("93.184.216.34", "93.184.216.34"), ("2a00:1450::/32", "2a00:1450::1"),
+     ("[2a00:1450::1]", "2a00:1450::1"), ("10.0.0.0/8", "10.1.2.3")],
+)  # fmt: skip
+def test_a_denied_network_is_denied_whatever_is_allowed(entry, address):
+    policy = AddressPolicy(["0.0.0.0/0:80", "[::/0]:80", "any.example:80"], deny=[entry])
+    assert "http_deny" in policy.refusal("any.example", ip_address(address), 80)
+    assert "http_deny" in policy.target_refusal(address, 80)
+    assert policy.refusal("any.example", ip_address("1.1.1.1"), 80) is None
+
+
+@pytest.mark.parametrize(
+    "entry", ["", "*", "*.", "bad.example:80", "127.1", "10.0.0.1/8", "a b", "http://bad.example"]
+)
+def test_a_bad_entry_of_the_deny_list_is_a_clear_settings_error(entry):
+    with pytest.raises(SettingsError, match="http_deny"):
+        AddressPolicy(deny=[entry])
+
+
+def test_other_ports_of_public_addresses_by_setting():
+    policy = AddressPolicy(ports=[443, 8443])
+    assert policy.target_refusal("public.example", 8443) is None
+    assert policy.refusal("public.example", ip_address("93.184.216.34"), 8443) is None
+    assert policy.refusal("public.example", ip_address("10.1.2.3"), 8443)
+    assert "443, 8443" in policy.target_refusal("public.example", 80)
+
+
+# Against two other libraries: where we differ, we are the stricter
+
+MICROSOFT = AntiSSRFPolicy(PolicyConfigOptions.EXTERNAL_ONLY_LATEST)
+# The edges of every network that either of the three knows, and addresses anywhere.
+EDGES = sorted(
+    {
+        edge
+        for block in DEFAULT_DENIED.blocks
+        for edge in (
+            int(block.network[0]) - 1,
+            int(block.network[0]),
+            int(block.network[-1]),
+            int(block.network[-1]) + 1,
+        )
+        if block.network.version == 4 and 0 <= edge < 2**32
+    }
+)
+EDGES_SIX = sorted(
+    {
+        edge
+        for block in DEFAULT_DENIED.blocks
+        for edge in (
+            int(block.network[0]) - 1,
+            int(block.network[0]),
+            int(block.network[-1]),
+            int(block.network[-1]) + 1,
+        )
+        if block.network.version == 6 and 0 <= edge < 2**128
+    }
+)
+ANY_ADDRESS = (
+    st.sampled_from(EDGES).map(IPv4Address)
+    | st.sampled_from(EDGES_SIX).map(IPv6Address)
+    | st.integers(0, 2**32 - 1).map(IPv4Address)
+    | st.integers(0, 2**128 - 1).map(IPv6Address)
+    | st.integers(2**125, 2**126 - 1).map(IPv6Address)
+    | st.sampled_from([ip_address(text) for text in FORBIDDEN + PUBLIC if "%" not in text])
+)
+
+
+def others_forbid(address):
+    return (
+        DEFAULT_DENIED.classify(address).blocked,
+        not MICROSOFT._is_str_ip_address_connection_allowed(str(address)),  # its public calls all dial
+    )
+
+
+@given(ANY_ADDRESS)
+def test_whatever_another_library_forbids_is_forbidden(address):
+    if any(others_forbid(address)):
+        assert forbidden_reason(address), address
+
+
+@pytest.mark.parametrize("edge", [*map(IPv4Address, EDGES), *map(IPv6Address, EDGES_SIX)], ids=str)
+def test_at_the_edges_of_every_special_network_we_are_never_laxer(edge):
+    if any(others_forbid(edge)):
+        assert forbidden_reason(edge)
+
+
+@pytest.mark.parametrize("text", [text for text in PUBLIC if ip_address(text).version == 4])
+def test_public_ipv4_is_public_to_everyone(text):
+    assert forbidden_reason(ip_address(text)) is None
+    assert others_forbid(ip_address(text)) == (False, False)
+
+
+def test_we_are_stricter_where_both_others_let_something_through():
+    """Translated and mapped addresses are refused even if what is inside is public: nobody needs them in a URL."""
+    for text in ("::ffff:0:127.0.0.1", "2606:4700::5efe:7f00:1", "4000::1"):
+        assert forbidden_reason(ip_address(text))
+        assert not all(others_forbid(ip_address(text)))

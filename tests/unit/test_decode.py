@@ -1,16 +1,20 @@
 import hashlib
+import inspect
 import io
 import pickle
+import struct
 import threading
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.worker.decode import Decoded, DecodeLimits, decode
+from classifleet.worker.headers import MAX_PARTS, MAX_SCANS
 from classifleet.worker.models import Preprocess
 from classifleet.worker.preprocess import preprocess
 from tests.models_support import NASTY, encode, noise, skimage_photo, spec
@@ -50,7 +54,7 @@ def test_formats(kind):
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    assert not decoded.truncated
+    assert "truncated" not in decoded.info
     difference = np.abs(pixels(data).astype(int) - np.asarray(noise(60, 40)).astype(int))
     assert difference.mean() < {"JPEG": 8, "WEBP": 8, "GIF": 12}.get(kind, 1e-9)
 
@@ -271,13 +275,13 @@ def test_lenient_completes_a_truncated_jpeg_and_says_so(targets):
     data = encode(image, "JPEG", quality=95)
     lenient = DecodeLimits(truncated="lenient")
     decoded = decode(data[: len(data) * 2 // 3], targets=targets, limits=lenient)
-    assert decoded.truncated
+    assert decoded.info["truncated"] is True
     assert decoded.info["height"] == 400
     (picture,) = decoded.pictures.values()
     upper = picture.image.resize((40, 40)).crop((0, 0, 40, 15))
     wanted = image.resize((40, 40)).crop((0, 0, 40, 15))
     assert np.abs(np.asarray(upper).astype(int) - np.asarray(wanted).astype(int)).mean() < 3
-    assert not decode(data, limits=lenient).truncated
+    assert "truncated" not in decode(data, limits=lenient).info
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP"])
@@ -391,3 +395,174 @@ def test_nasty_files_are_pictures_or_one_permanent_error():
                 assert preprocess(outcome.picture(IMAGENET), IMAGENET).shape == (224, 224, 3), path.name
                 pictures += 1
     assert pictures > 500
+
+
+# what a person sees
+
+
+def gif(canvas: tuple[int, int], frame: tuple[int, int, int, int], **options) -> bytes:
+    """A green frame (left, top, width, height) on a canvas whose first colour is red."""
+    image = Image.new("P", frame[2:], 1)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    data = bytearray(encode(image, "GIF", **options))
+    data[6:10] = struct.pack("<HH", *canvas)
+    at = data.index(b",", 13 + 6)
+    data[at + 1 : at + 9] = struct.pack("<HHHH", *frame)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("options", [{}, {"transparency": 0}])
+def test_what_a_gifs_first_frame_does_not_cover_is_background(options):
+    found = pixels(gif((20, 20), (5, 6, 8, 8), **options))
+    assert found[0, 0].tolist() == found[19, 19].tolist() == [255] * 3
+    assert found[6, 5].tolist() == found[13, 12].tolist() == [0, 255, 0]
+
+
+def test_a_gifs_first_frame_cannot_smuggle_size_past_the_limit():
+    error = refusal(gif((10, 10), (9000, 9000, 8, 8)))
+    assert error.code is ErrorCode.TOO_MANY_PIXELS
+
+
+@pytest.mark.parametrize("options", [{}, {"transparency": 0, "disposal": 2}])
+def test_a_gif_is_measured_before_it_is_opened(options, monkeypatch):
+    data = gif((50, 20), (2, 3, 58, 38), **options)
+    assert decode(data, limits=DecodeLimits(max_pixels=60 * 41)).info["height"] == 41
+    monkeypatch.setattr("PIL.Image.open", None)
+    assert refusal(data, limits=DecodeLimits(max_pixels=60 * 41 - 1)).code is ErrorCode.TOO_MANY_PIXELS
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.mark.parametrize("blend", [0, 1])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_an_animations_default_image_is_seen_by_nobody(mode, blend):
+    """A browser shows the first frame after it, in the middle of nothing, and so do we."""
+    color = {"RGB": (0, 0, 255), "RGBA": (0, 0, 255, 255), "P": 0}[mode]
+    frame = Image.new("P" if mode == "P" else mode, (4, 4), color)
+    if mode == "P":
+        frame.putpalette([0, 0, 255, 255, 0, 0])
+    default = Image.new(mode, (10, 10), 1 if mode == "P" else (255, 0, 0, 255)[: len(mode)])
+    if mode == "P":
+        default.putpalette([0, 0, 255, 255, 0, 0])
+    still, moving = encode(default, "PNG", bits=8), encode(frame, "PNG", bits=8)
+    start = moving.index(b"IDAT")
+    body = moving[start + 4 : start + 4 + int.from_bytes(moving[start - 4 : start])]
+    control = struct.pack(">IIIIIHHBB", 0, 4, 4, 3, 3, 1, 1, 0, blend)
+    at = still.index(b"IDAT") - 4
+    end = still.rindex(b"IEND") - 4
+    animation = still[:at] + chunk(b"acTL", struct.pack(">II", 1, 0)) + still[at:end]
+    animation += chunk(b"fcTL", control) + chunk(b"fdAT", struct.pack(">I", 1) + body) + still[end:]
+    found = pixels(animation)
+    assert found[4, 4].tolist() == [0, 0, 255]
+    assert found[0, 0].tolist() == [255] * 3
+    wrong_order = animation.replace(chunk(b"fcTL", control), chunk(b"fcTL", b"\0\0\0\5" + control[4:]))
+    assert pixels(wrong_order)[4, 4].tolist() == [255, 0, 0]  # as there is no frame, browsers show the default image
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def test_only_exif_turns_a_picture():
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    info.add_text("Raw profile type exif", f"\nexif\n{len(turned.tobytes())}\n{turned.tobytes().hex()}\n")
+    for data in (encode(noise(64, 32), "PNG", pnginfo=info), encode(noise(64, 32), "JPEG", xmp=XMP)):
+        assert Image.open(io.BytesIO(data)).getexif()[ORIENTATION] == 6  # Pillow believes it, browsers do not
+        assert decode(data).info["width"] == 64
+
+
+def test_top_down_bmp_is_upright():
+    data = bytearray(encode(noise(20, 10), "BMP"))
+    flipped = bytearray(encode(noise(20, 10).transpose(Image.Transpose.FLIP_TOP_BOTTOM), "BMP"))
+    flipped[22:26] = struct.pack("<i", -10)
+    assert np.array_equal(pixels(bytes(flipped)), pixels(bytes(data)))
+
+
+def test_run_length_coded_bmp_is_refused():
+    header = struct.pack("<IiiHHIIiiII", 40, 4, 1, 1, 8, 1, 4, 0, 0, 2, 0) + bytes(8)
+    body = b"\x04\x01\x00\x01"
+    data = b"BM" + struct.pack("<IHHI", 14 + len(header) + len(body), 0, 0, 14 + len(header)) + header + body
+    assert refusal(data).code is ErrorCode.UNSUPPORTED_FORMAT
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
+@pytest.mark.parametrize("tail", [b"<script>", b"PK\x03\x04", b"%PDF-1.7", encode(noise(9, 9), "PNG")])
+def test_polyglots_are_what_they_begin_with(kind, tail):
+    data = encode(noise(60, 40), kind)
+    assert np.array_equal(pixels(data + tail), pixels(data))
+
+
+def test_a_name_is_not_looked_at():
+    """A file is what its bytes are; names never come this far."""
+    assert [name for name in inspect.signature(decode).parameters if name not in ("data", "targets", "limits")] == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
+def test_thin_pictures(kind, size):
+    data = encode(Image.new("RGB", size, (200, 200, 200)), kind)
+    decoded = decode(data, targets=[IMAGENET])
+    assert (decoded.info["width"], decoded.info["height"]) == size
+    assert np.abs(prepared(decoded, IMAGENET) - 200).max() <= 1
+
+
+# attacks on time and memory
+
+
+def with_parts(kind: str, count: int) -> bytes:
+    data = encode(noise(60, 40), kind)
+    match kind:
+        case "JPEG":
+            return data[:2] + b"\xff\xfe\x00\x02" * count + data[2:]
+        case "PNG":
+            return data[:33] + chunk(b"teSt", b"") * count + data[33:]
+    at = 13 + (3 << (data[10] & 7) + 1)
+    return data[:at] + b"!\xfe" + b"\x01x" * count + b"\x00" + data[at:]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF"])
+def test_no_file_makes_pillow_walk_for_seconds(kind):
+    assert decode(with_parts(kind, 1000)).info["width"] == 60
+    error = refusal(with_parts(kind, MAX_PARTS))
+    assert error.code is ErrorCode.UNDECODABLE
+    assert "parts" in str(error)
+
+
+@pytest.mark.parametrize("padding", [b"\xff", b"\xff\xd8"])
+def test_padding_before_a_marker_is_bounded(padding):
+    data = encode(noise(60, 40), "JPEG")
+    assert refusal(data[:2] + padding * MAX_PARTS + data[2:]).code is ErrorCode.UNDECODABLE
+
+
+def test_parts_behind_the_picture_count_in_a_png():
+    data = encode(noise(60, 40), "PNG")
+    assert refusal(data[:-12] + chunk(b"teSt", b"") * MAX_PARTS + data[-12:]).code is ErrorCode.UNDECODABLE
+
+
+def test_scans_of_a_progressive_jpeg_are_bounded():
+    data = encode(noise(400, 300), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    assert decode(data[:-2] + last * (MAX_SCANS - 20) + data[-2:]).info["width"] == 400
+    error = refusal(data[:-2] + last * MAX_SCANS + data[-2:])
+    assert error.code is ErrorCode.UNDECODABLE
+    assert "scans" in str(error)
+    assert decode(data + b"\xff\xda" * 1000).info["width"] == 400  # what follows the picture does not count
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"save_all": True, "append_images": [noise(60, 41)]}])
+def test_a_webp_is_measured_before_it_is_opened(options, monkeypatch):
+    data = encode(noise(60, 41), "WEBP", **options)
+    assert decode(data, limits=DecodeLimits(max_pixels=60 * 41)).info["height"] == 41
+    monkeypatch.setattr("PIL.Image.open", None)
+    assert refusal(data, limits=DecodeLimits(max_pixels=60 * 41 - 1)).code is ErrorCode.TOO_MANY_PIXELS
+
+
+def test_exact_decodes_in_full():
+    data = encode(noise(1600, 1200), "JPEG")
+    (scaled,) = decode(data, targets=[IMAGENET]).pictures.values()
+    (full,) = decode(data, targets=[IMAGENET], limits=DecodeLimits(exact=True)).pictures.values()
+    assert (scaled.image.width, full.image.width) == (800, 1600)

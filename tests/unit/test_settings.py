@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -264,10 +263,3 @@ def test_unix_sockets_are_spelled_for_each_library() -> None:
     assert is_redis(ours)
     assert is_redis(theirs)
     assert not is_redis("amqp://h")
-
-
-def test_the_build_names_this_version() -> None:
-    from importlib.metadata import version
-
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    assert version("classifleet") == project["project"]["version"]

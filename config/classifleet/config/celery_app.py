@@ -171,7 +171,11 @@ class Publisher:
 
                 self._pid = os.getpid()
                 seconds = self._timeout / (1 + _RETRIES)
-                options = transport_options(self._url, seconds)
+                # kombu's own pause after a refused connection is two seconds
+                options = transport_options(self._url, seconds) | {
+                    "max_retries": _RETRIES,
+                    "interval_start": _RETRY_PAUSE_SECONDS,
+                }
                 if is_redis(self._url):
                     options["socket_timeout"] = seconds
                 connection = Connection(self._url, connect_timeout=seconds, transport_options=options)

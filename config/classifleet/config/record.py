@@ -20,13 +20,17 @@ class ErrorInfo(TypedDict):
 
 
 class ImageInfo(TypedDict):
-    """What the worker saw of the image: size in pixels after EXIF orientation, bytes as fetched."""
+    """What the worker saw of the image: size in pixels after EXIF orientation, bytes as fetched.
+
+    `truncated` is there, and true, when the file's end was missing and the rest of the picture was filled with grey.
+    """
 
     width: int
     height: int
     format: str
     bytes: int
     sha256: str
+    truncated: NotRequired[bool]
 
 
 # "class" is the field's name on the wire, so the functional form is needed.

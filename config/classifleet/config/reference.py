@@ -1,7 +1,7 @@
 """References: the five ways to say where an image is.
 
 https://host/path      fetched by the worker, through the address policy
-s3://bucket/key        read by the worker from object storage
+s3://bucket/key        read by the worker from object storage; `?versionId=…` at the end names a version
 file:///folder/name    read by the worker, only below its `FILE_ROOTS`
 data:[type];base64,…   the image itself
 blob:<sha256>          the image itself, parked in Redis by a producer (claim check; never typed by a person)
@@ -25,6 +25,8 @@ MAX_REFERENCE_CHARS: Final = 8192  # everything but data:, which has its own cap
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
+_VERSION = re.compile(r"(.*)\?versionId=(.*)", re.DOTALL)
+_VERSION_ID = re.compile(r"[A-Za-z0-9._~+/=-]{1,1024}")
 _CREDENTIALS = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:/*)?[^/]*@")
 _REDACTED_QUERY = "?redacted"
 
@@ -38,12 +40,14 @@ class Reference:
         text: The reference as given.
         location: What the scheme's reader needs: the URL, the key, the path, the blob's sha256, the data.
         bucket: The bucket, for `s3` alone.
+        version: The version of the object, for `s3` alone; empty for the latest.
     """
 
     scheme: Scheme
     text: str
     location: str
     bucket: str = ""
+    version: str = ""
 
 
 def parse_reference(text: str) -> Reference:
@@ -94,9 +98,14 @@ def _parse_s3(text: str, rest: str) -> Reference:
     bucket, _, key = rest.removeprefix("//").partition("/")
     if not rest.startswith("//") or not bucket or not key:
         raise _invalid(f"{_shorten(text)} is not s3://bucket/key")
+    version = ""
+    if match := _VERSION.fullmatch(key):  # a key that itself ends so cannot be named
+        key, version = match[1], match[2]
+        if not key or not _VERSION_ID.fullmatch(version):
+            raise _invalid(f"{_shorten(text)} is not s3://bucket/key?versionId=id")
     if "\x00" in key:
         raise _invalid("the key has a NUL character")
-    return Reference("s3", text, key, bucket)
+    return Reference("s3", text, key, bucket, version)
 
 
 def _parse_file(text: str, rest: str) -> Reference:

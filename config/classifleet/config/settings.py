@@ -57,6 +57,7 @@ def _mapped(value: object) -> object:
 
 
 StrList = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
+IntList = Annotated[list[int], NoDecode, BeforeValidator(_listed)]
 StrMap = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
 
 
@@ -162,19 +163,55 @@ class Settings(BaseSettings):
     )
     http_allow: StrList = Field(
         default_factory=list,
-        description="`host:port` or `CIDR:port` exceptions to the rule that only public addresses are fetched.",
+        description="`host:port`, `*.domain:port` or `CIDR:port` exceptions to the rule that only public addresses "
+        "are fetched, from `http_ports`.",
+    )
+    http_deny: StrList = Field(
+        default_factory=list,
+        description="Hosts, `*.domain`s, addresses and CIDRs that are never fetched from, whatever is allowed.",
+    )
+    http_ports: IntList = Field(
+        default_factory=lambda: [80, 443], description="Ports of public addresses that are fetched from."
     )
     max_bytes: Annotated[int, Field(ge=1)] = Field(20 << 20, description="Bytes of one image, at most.")
     max_pixels: Annotated[int, Field(ge=1)] = Field(50_000_000, description="Pixels of one image, at most.")
     truncated: Literal["strict", "lenient"] = Field(
-        "strict", description="A truncated image is an error, or is decoded as far as it goes."
+        "strict", description="A truncated image is an error, or (JPEG alone) is decoded as far as it goes."
+    )
+    decode_exact: bool = Field(
+        False,
+        description="Decode JPEGs in full, where else they are scaled while decoded (to no less than twice "
+        "what the model sees).",
+    )
+    decode_isolation: Literal["never", "suspect", "always"] = Field(
+        "suspect",
+        description="Decode in processes of their own: the images of a chunk that killed two workers, or all.",
+    )
+    sandbox_memory_bytes: Annotated[int, Field(ge=64 << 20)] = Field(
+        2 << 30, description="Memory that such a process may take for one image."
+    )
+    sandbox_seconds: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="Time that it may take for one image: of a core, and on the clock."
     )
     fetch_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         15.0, description="From the first connection to the last byte of one image."
     )
     fetch_concurrency: Annotated[int, Field(ge=1)] = Field(128, description="Images fetched at one time.")
+    fetch_slow_concurrency: Annotated[int, Field(ge=0)] = Field(
+        256, description="Beside them, images that have been at it for more than a second."
+    )
+    fetch_host_concurrency: Annotated[int, Field(ge=1)] = Field(
+        32, description="Requests to one http(s) host at one time."
+    )
+    fetch_max_total_bytes: Annotated[int, Field(ge=1)] = Field(
+        512 << 20,
+        description="Bytes of all images that are being fetched or wait to be decoded (two of `max_bytes` at least).",
+    )
     s3_endpoint_url: str | None = Field(None, description="Object store other than AWS: its URL.")
     s3_path_style: bool = Field(False, description="Address buckets by path (`host/bucket/key`).")
+    s3_client: Literal["auto", "boto3"] = Field(
+        "auto", description="What reads images from S3: `auto` is obstore, with boto3 for what it cannot read."
+    )
 
     # Output
     log_format: Literal["auto", "json", "console"] = Field(

@@ -91,10 +91,10 @@ class Request:
         return hashlib.sha256(json.dumps(same).encode()).hexdigest()[:16]
 
     def deadline_ms(self) -> int | None:
-        """Milliseconds from now to the deadline."""
+        """Milliseconds from now to the deadline; 0 if it has passed."""
         if self.deadline is None:
             return None
-        return max(1, int(seconds_until(self.deadline) * 1000))
+        return max(0, int(seconds_until(self.deadline) * 1000))
 
 
 def make_request(
@@ -230,6 +230,8 @@ def _inline_or_park(image_id: str, ref: Ref, settings: Settings, blobs: dict[str
             raise InvalidRequest(
                 f"image {image_id!r}: a reference is a str, bytes or a Path, not {type(ref).__name__}"
             )
+    if not data:
+        raise InvalidRequest(f"image {image_id!r} is empty")
     if len(data) <= settings.inline_max_bytes:
         return data_reference(data)
     if len(data) > settings.max_bytes:
@@ -256,12 +258,9 @@ def _read(image_id: str, path: Path, settings: Settings) -> bytes:
     try:
         if path.stat().st_size > settings.max_bytes:
             raise InvalidRequest(f"image {image_id!r}: {path} is over {settings.max_bytes} bytes")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InvalidRequest(f"image {image_id!r}: cannot read {path}: {error.strerror or error}") from None
-    if not data:
-        raise InvalidRequest(f"image {image_id!r}: {path} is empty")
-    return data
 
 
 class Chunker:

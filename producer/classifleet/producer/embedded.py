@@ -1,18 +1,16 @@
 """An embedded fleet: a Redis server and a worker as child processes, for a laptop with nothing installed.
 
-The children die with their parent, however that ends: Linux signals them when the thread that started them is gone.
+The children end with their parent, however that ends (`_children.py` says how).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import fcntl
 import json
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,19 +18,21 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from classifleet.config import ClassifleetError, MissingExtra
+from classifleet.config import ClassifleetError, MissingExtra, Settings
 from classifleet.config.settings import ENV_PREFIX
+from classifleet.producer._children import Process, child
 
 SERVERS: Final = ("valkey-server", "redis-server")
-REDIS_START_SECONDS: Final = 15.0
-WORKER_START_SECONDS: Final = 300.0
-STOP_SECONDS: Final = 20.0
+HOST: Final = "127.0.0.1"
+LOCK_SECONDS: Final = 5.0
+REDIS_START_SECONDS: Final = 30.0
+WORKER_START_SECONDS: Final = 600.0
 POLL_SECONDS: Final = 0.05
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+PROBE_SECONDS: Final = 5.0
 
 Report = Callable[[Mapping[str, str]], None]
 
@@ -43,11 +43,30 @@ class EmbeddedError(ClassifleetError):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedFleet:
-    """A running embedded fleet."""
+    """A running embedded fleet.
+
+    Attributes:
+        url: Broker and ledger; connect with `Fleet(url, redis_url=url)`.
+        http_url: Where the worker serves /metrics, /livez and /readyz.
+        log: The worker's log.
+        processes: The children by what they are.
+    """
 
     url: str
     http_url: str
     log: Path
+    processes: Mapping[str, Process] = field(repr=False)
+
+    def require_running(self) -> None:
+        """Do nothing while both processes run.
+
+        Raises:
+            EmbeddedError: One has ended, by the kernel's hand for want of memory for example.
+        """
+        for what, process in self.processes.items():
+            if (status := process.poll()) is not None:
+                how = f"killed by signal {-status}" if status < 0 else f"status {status}"
+                raise EmbeddedError(f"the embedded {what} has ended ({how})")
 
 
 def redis_binary() -> str:
@@ -74,21 +93,30 @@ def embedded_redis(folder: Path | None = None) -> Iterator[str]:
         folder: Where it persists its data (append-only file); None keeps everything in a temporary folder.
 
     Raises:
-        EmbeddedError: It does not start.
+        EmbeddedError: It does not start, or another server has the folder.
     """
+    with _redis(folder) as (url, _):
+        yield url
+
+
+@contextmanager
+def _redis(folder: Path | None) -> Iterator[tuple[str, Process]]:
+    binary = redis_binary()
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="classifleet-redis-")))
-        folder.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context(_locked(folder))
         port = free_port()
         log = folder / "redis.log"
-        arguments = [
-            redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes",
-            "--save", "", "--maxmemory-policy", "noeviction", "--logfile", str(log), "--daemonize", "no",
-        ]  # fmt: skip
-        process = stack.enter_context(child(arguments, stdout=subprocess.DEVNULL))
+        log.unlink(missing_ok=True)
+        command = [
+            *(binary, "--port", str(port), "--bind", HOST, "--dir", str(folder), "--logfile", str(log)),
+            *("--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--daemonize", "no"),
+        ]
+        # The server inherits the lock: it is free again when both are gone, in whatever order they went.
+        process = stack.enter_context(child(command, keep_open=[lock]))
         _await_redis(process, port, log)
-        yield f"redis://127.0.0.1:{port}/0"
+        yield f"redis://{HOST}:{port}/0", process
 
 
 @contextmanager
@@ -110,81 +138,82 @@ def embedded_fleet(
     """
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="classifleet-worker-")))
-        url = stack.enter_context(embedded_redis(folder))
+        url, redis = stack.enter_context(_redis(folder))
         port = free_port()
         log = (folder or scratch) / "worker.log"
-        stream = stack.enter_context(log.open("ab"))
-        environment = worker_environment({**settings, "BROKER_URL": url, "REDIS_URL": url, "HTTP_PORT": str(port)})
-        process = stack.enter_context(
-            child(
-                [sys.executable, "-m", "classifleet.producer.cli", "worker"],
-                env=environment,
-                stdout=stream,
-                stderr=stream,
-            )
-        )
-        fleet = EmbeddedFleet(url, f"http://127.0.0.1:{port}", log)
-        await_worker(process, fleet, report)
+        output = stack.enter_context(log.open("wb"))
+        own = {"BROKER_URL": url, "REDIS_URL": url, "HTTP_HOST": HOST, "HTTP_PORT": str(port), "LOG_FORMAT": "json"}
+        environment = worker_environment({**own, **settings})
+        worker = stack.enter_context(child(classifleet_command("worker"), output=output, environment=environment))
+        fleet = EmbeddedFleet(url, f"http://{HOST}:{port}", log, {"Redis": redis, "worker": worker})
+        _await_worker(fleet, report)
         yield fleet
 
 
+def classifleet_command(*arguments: str) -> list[str]:
+    """This very command line; nothing in the current folder can take a module's place (-P)."""
+    return [sys.executable, "-P", "-m", "classifleet.producer.cli", *arguments]
+
+
 def worker_environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """This process' environment with its classifleet settings replaced where `settings` names them."""
-    return dict(os.environ) | {ENV_PREFIX + name: value for name, value in settings.items()}
+    """This process' environment for an embedded worker.
 
-
-@contextmanager
-def child(arguments: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process in a session of its own (the terminal's Ctrl-C is the parent's to handle), ended at exit."""
-    process = subprocess.Popen(
-        arguments,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        **options,
-    )
-    try:
-        yield process
-    finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and SIGKILL when that takes too long."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    process.wait()
+    Most of a person's settings hold for it too. Those do not that would keep it from the jobs of this command: it
+    serves every pool, and what it may read and write is said by `settings` alone.
+    """
+    pools = {"default", *Settings.load().pools.values()}
+    own = {"QUEUES": json.dumps(sorted(pools)), "FILE_ROOTS": "[]", "SOURCE_ALLOW": "[]", "SINK_ALLOW": "[]"}
+    given = {ENV_PREFIX + name: value for name, value in {**own, **settings}.items()}
+    # Names of variables are read in any case, so that one of the person's could stand beside ours.
+    inherited = {name: value for name, value in os.environ.items() if name.upper() not in given}
+    return inherited | given
 
 
 def free_port() -> int:
     """A port that is free on the loopback interface now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def await_worker(process: subprocess.Popen[bytes], fleet: EmbeddedFleet, report: Report) -> None:
+def _await_worker(fleet: EmbeddedFleet, report: Report) -> None:
     """Wait until the worker is ready, reporting how far its models are."""
     ends = time.monotonic() + WORKER_START_SECONDS
     while time.monotonic() < ends:
-        if process.poll() is not None:
-            raise EmbeddedError(f"the worker did not start: {_last_error(fleet.log)}")
         ready, body = _probe(fleet.http_url + "/readyz")
         report(body.get("models", {}))
         if ready:
             return
+        if fleet.processes["worker"].poll() is not None:
+            raise EmbeddedError(f"the worker did not start: {last_error(fleet.log)}")
         time.sleep(POLL_SECONDS)
-    raise EmbeddedError(f"the worker was not ready after {WORKER_START_SECONDS:.0f} s; its log is {fleet.log}")
+    raise EmbeddedError(f"the worker was not ready after {WORKER_START_SECONDS:.0f} s")
+
+
+def last_error(log: Path) -> str:
+    """Why a process gave up: the last error in its log, else the last line."""
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    errors = [text for line in lines if (text := _error_of(line))]
+    return (errors or lines or ["it wrote nothing"])[-1]
+
+
+def _error_of(line: str) -> str:
+    """The message of a log line of level error or worse, or of an error printed by the command line."""
+    if line.startswith("error: "):
+        return line.removeprefix("error: ")
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return ""
+    if not isinstance(fields, dict) or fields.get("level") not in ("error", "critical"):
+        return ""
+    return str(fields.get("error") or fields.get("event") or "")
 
 
 def _probe(url: str) -> tuple[bool, dict[str, Any]]:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own worker on loopback
+        with urllib.request.urlopen(url, timeout=PROBE_SECONDS) as answer:  # noqa: S310 - our own worker on loopback
             return True, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -193,14 +222,41 @@ def _probe(url: str) -> tuple[bool, dict[str, Any]]:
         return False, {}
 
 
-def _await_redis(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """The folder's lock, as a file descriptor. Two servers in one folder would destroy each other's data."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise EmbeddedError(f"cannot write to {folder}: {error.strerror or error}") from None
+    try:
+        ends = time.monotonic() + LOCK_SECONDS
+        while not _try_lock(descriptor):
+            if time.monotonic() > ends:
+                raise EmbeddedError(f"another embedded fleet is at work in {folder}")
+            time.sleep(POLL_SECONDS)  # the server of a command that was killed just now takes a moment to end
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _await_redis(process: Process, port: int, log: Path) -> None:
     import redis
 
     ends = time.monotonic() + REDIS_START_SECONDS
-    with contextlib.closing(redis.Redis(port=port, socket_connect_timeout=1)) as client:
+    with contextlib.closing(redis.Redis(port=port, socket_connect_timeout=1, socket_timeout=PROBE_SECONDS)) as client:
         while time.monotonic() < ends:
             if process.poll() is not None:
-                raise EmbeddedError(f"the embedded Redis did not start: {_last_line(log)}")
+                raise EmbeddedError(f"the embedded Redis did not start: {last_error(log)}")
             try:
                 client.ping()
             except redis.RedisError:  # starting, or loading its file
@@ -208,21 +264,3 @@ def _await_redis(process: subprocess.Popen[bytes], port: int, log: Path) -> None
             else:
                 return
     raise EmbeddedError(f"the embedded Redis did not answer within {REDIS_START_SECONDS:.0f} s; its log is {log}")
-
-
-def _last_error(log: Path) -> str:
-    """What a worker that gave up wrote last: its one clear line."""
-    line = _last_line(log)
-    try:
-        return str(json.loads(line)["error"])
-    except (ValueError, KeyError, TypeError):
-        return line
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1] if lines else "it wrote nothing"
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -4,7 +4,7 @@
       Answer    one model of it    top confidence labels predictions predicted_classes kind truncated …
         Prediction                 label class_id confidence
       Failure   why there is none  code message retryable
-      Image     what was decoded   width height format bytes sha256
+      Image     what was decoded   width height format bytes sha256 truncated
 
 An image that failed is a result like any other. Reading an answer that is not there raises `ImageError`.
 """
@@ -50,13 +50,17 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """The image as decoded: size in pixels after EXIF orientation, bytes and sha256 as fetched."""
+    """The image as decoded: size in pixels after EXIF orientation, bytes and sha256 as fetched.
+
+    `truncated`: the file's end was missing, and the rest of the picture was filled with grey.
+    """
 
     width: int
     height: int
     format: str
     bytes: int
     sha256: str
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True, repr=False)

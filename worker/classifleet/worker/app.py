@@ -16,13 +16,16 @@ from kombu import Queue
 from classifleet.config import ClassifleetError, Settings, queue_name
 from classifleet.config.celery_app import make_app
 from classifleet.config.payload import TASK_NAME
+from classifleet.worker import stopping
 from classifleet.worker.logs import configure
 from classifleet.worker.runtime import Runtime
 
+EXIT_DEFECT = 1
 EXIT_UNUSABLE = 2
 
 settings = Settings.load()
 app = make_app(settings)
+stopping.install(app)
 app.conf.task_queues = [
     # The default exchange routes by queue name, with any broker.
     Queue(queue_name(pool, lane), exchange="", routing_key=queue_name(pool, lane))
@@ -46,11 +49,17 @@ def _setup_logging(**_: Any) -> None:
 @signals.worker_init.connect(weak=False)
 def _start(**_: Any) -> None:
     configure(settings)  # Celery sets logging up only after this signal
+    stopping.end_while_loading()
+    log = structlog.get_logger(__name__)
+    # Celery logs and ignores what a signal's receiver raises, and would consume without models: so this exits.
     try:
         runtime.start()
     except ClassifleetError as error:
-        structlog.get_logger(__name__).error("cannot start", error=str(error))
-        sys.exit(EXIT_UNUSABLE)  # a signal handler's other exceptions are logged and ignored by Celery
+        log.error("cannot start", error=str(error))
+        sys.exit(EXIT_UNUSABLE)
+    except Exception:
+        log.exception("cannot start")
+        sys.exit(EXIT_DEFECT)
 
 
 @signals.worker_ready.connect(weak=False)

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from typing import Annotated
 
 import typer
 
 from classifleet.config import MissingExtra, Settings
 from classifleet.config.settings import ENV_PREFIX
-
-EXAMPLES = """
-Examples:
-
-  classifleet worker --broker-url redis://localhost:6379/0
-
-  CLASSIFLEET_MODELS=imagenet,nsfw classifleet worker --http-port 9464
-"""
+from classifleet.worker.stopping import end_while_loading
 
 
 def worker(
-    broker_url: Annotated[str | None, typer.Option(help="Celery broker.", show_default=False)] = None,
+    broker_url: Annotated[
+        str | None, typer.Option(help="The fleet's broker [CLASSIFLEET_BROKER_URL].", show_default=False)
+    ] = None,
     models: Annotated[
         str | None, typer.Option("--models", "--model", help="Models to load, by comma. Default: all.")
     ] = None,
     queues: Annotated[str | None, typer.Option(help="Pools to serve, by comma. Default: default.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    http_port: Annotated[int | None, typer.Option(help="Port of /metrics, /livez and /readyz.")] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port of /metrics, /livez and /readyz. Default: the first free from 9464 on.")
+    ] = None,
 ) -> None:
-    """Serve queues: load the models, then classify until SIGTERM. Every other setting comes from the environment."""
+    """Serve queues: load the models, then classify until SIGTERM or Ctrl-C.
+
+    Every other setting comes from the environment or a file: `classifleet config show` lists them.
+
+    **Examples**
+
+    ```
+    classifleet worker --broker-url redis://localhost:6379/0
+    CLASSIFLEET_MODELS=imagenet,nsfw classifleet worker --http-port 9464
+    ```
+    """
+    end_while_loading()
     given = {
         "BROKER_URL": broker_url,
         "MODELS": models,
@@ -40,23 +50,22 @@ def worker(
         if value is not None:
             os.environ[ENV_PREFIX + name] = value
     settings = Settings.load()
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtra("worker", "a worker")
     try:
         from classifleet.worker.app import app
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "classifleet":
-            raise
+            raise  # a defect, and not a missing extra
         raise MissingExtra("worker", "a worker") from error
-    app.worker_main(
-        [
-            "--quiet",
-            "worker",
-            "--pool=threads",
-            f"--concurrency={settings.chunks_in_flight}",
-            "--without-gossip",
-            "--without-mingle",
-            "--without-heartbeat",
-        ]
+    # Not through Celery's command line, which takes APP, BROKER_URL, LOADER and more from the environment.
+    process = app.Worker(
+        pool="threads",
+        concurrency=settings.chunks_in_flight,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
     )
-
-
-worker.__doc__ = f"{worker.__doc__}\n{EXAMPLES}"
+    process.start()
+    sys.exit(process.exitcode)

@@ -1,53 +1,39 @@
 """Untrusted bytes to pixels: a pure function, no file, no network, no state.
 
-    bytes ──sniff──► one Pillow plugin ──► header: size limits ──► (JPEG: DCT scaling) ──► load
-          ──► EXIF orientation ──► RGB, laid on each background that a model asks for
+    bytes ──sniff──► one Pillow plugin ──► header: limits ──► (JPEG: DCT scaling) ──► load ──► 8 bits
+          ──► colours as shown ──► EXIF orientation ──► RGB, laid on each background that a model asks for
+
+The picture is the one that a browser shows a person; where the two could differ, the line that sees to it says so.
 
 Whatever Pillow raises becomes one `ImageError` with one permanent `ErrorCode`. Facts about Pillow that shape this:
 
-- Its bomb check warns at 89 megapixels and raises at 179; ours stands between reading the header and `load`.
-- It warns through `warnings`, whose `catch_warnings` swaps a list that all threads share. Our filter is installed
-  once, and again when someone (pytest does) has put an older list back.
 - `LOAD_TRUNCATED_IMAGES` is process-wide. Instead, an end marker is appended to a cut JPEG: libjpeg then fills what
   is missing with grey.
-- Colour profiles are not applied, as in the training pipelines of every model known to us.
+- Where a GIF's first frame covers less than its canvas, Pillow fills in the palette's first colour.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import re
-import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
-from PIL import (
-    ExifTags,
-    Image,
-    UnidentifiedImageError,
-    WebPImagePlugin,  # noqa: F401 - registers WEBP; otherwise Image.open imports every plugin there is
-)
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.config.record import ImageInfo
+from classifleet.worker.color import Correction, correction
+from classifleet.worker.headers import JPEG_END, DecodeLimits, open_image, quiet_pillow, sniff
 from classifleet.worker.models.description import Color, Preprocess
-from classifleet.worker.preprocess import Box, Picture, scaled_size
+from classifleet.worker.preprocess import Box, Picture, preprocess, scaled_size
 
+__all__ = ["DecodeLimits", "Decoded", "decode", "prepare"]
 DRAFT_MARGIN: Final = 2
 """A JPEG is decoded at no less than this many times the size it will be resized to."""
 WHITE: Final[Color] = (255, 255, 255)
-_JPEG_END: Final = b"\xff\xd9"
-_MAGIC: Final = (
-    ("JPEG", re.compile(rb"\xff\xd8\xff")),
-    ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n")),
-    ("WEBP", re.compile(rb"RIFF....WEBP", re.DOTALL)),
-    ("GIF", re.compile(rb"GIF8[79]a")),
-    ("BMP", re.compile(rb"BM")),
-)
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -58,19 +44,8 @@ _TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS: Final = frozenset({5, 6, 7, 8})
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeLimits:
-    """What is decoded. Above 178 megapixels Pillow refuses whatever `max_pixels` allows.
-
-    `lenient` completes a JPEG whose end is missing with grey, and says so in `Decoded.truncated`; other formats that
-    are cut stay errors.
-    """
-
-    max_pixels: int = 50_000_000
-    max_side: int = 65_500
-    truncated: Literal["strict", "lenient"] = "strict"
+_DEFAULT_LIMITS: Final = DecodeLimits()
+_SIXTEEN_TO_EIGHT: Final = ((np.arange(65_536) * 255 + 32_767) // 65_535).astype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +58,13 @@ class Decoded:
 
     info: ImageInfo
     pictures: Mapping[Color, Picture]
-    truncated: bool = False
 
     def picture(self, spec: Preprocess) -> Picture:
         """The picture for one of the targets that `decode` was given."""
         return self.pictures[spec.background]
 
 
-def decode(data: bytes, *, targets: Sequence[Preprocess] = (), limits: DecodeLimits = DecodeLimits()) -> Decoded:
+def decode(data: bytes, *, targets: Sequence[Preprocess] = (), limits: DecodeLimits = _DEFAULT_LIMITS) -> Decoded:
     """Decode an image for all models that will see it. Thread-safe; Pillow releases the GIL for most of it.
 
     Args:
@@ -103,8 +77,8 @@ def decode(data: bytes, *, targets: Sequence[Preprocess] = (), limits: DecodeLim
     Raises:
         ImageError: `unsupported_format`, `too_many_pixels` or `undecodable`: permanent, the same bytes fail again.
     """
-    kind = _sniff(data)
-    _quiet_pillow()
+    kind = sniff(data)
+    quiet_pillow()
     try:
         return _decode(data, kind, targets, limits)
     except (ImageError, MemoryError):  # no memory is our trouble, not the picture's
@@ -118,47 +92,63 @@ def decode(data: bytes, *, targets: Sequence[Preprocess] = (), limits: DecodeLim
         raise ImageError(ErrorCode.UNDECODABLE, f"corrupt {kind}: {reason}") from error
 
 
-def _sniff(data: bytes) -> str:
-    for kind, magic in _MAGIC:
-        if magic.match(data):
-            return kind
-    names = ", ".join(kind for kind, _ in _MAGIC)
-    raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"not one of {names}: {len(data)} bytes, first {data[:8]!r}")
+def prepare(
+    data: bytes, specs: Mapping[str, Preprocess], limits: DecodeLimits
+) -> tuple[ImageInfo, dict[str, NDArray[np.uint8]]]:
+    """Decode once, then preprocess once for each distinct preprocessing, by its digest.
+
+    Raises:
+        ImageError: The bytes are not an image that may be decoded.
+    """
+    decoded = decode(data, targets=list(specs.values()), limits=limits)
+    return decoded.info, {digest: preprocess(decoded.picture(spec), spec) for digest, spec in specs.items()}
 
 
 def _decode(data: bytes, kind: str, targets: Sequence[Preprocess], limits: DecodeLimits) -> Decoded:
-    image = _open(data, kind, limits)
-    stored_size = image.size
-    drafted = _draft(image, targets)
-    truncated = False
+    image = open_image(data, kind, limits)
     try:
-        image.load()
+        pictures = _pictures(image, data, targets, limits)
+        truncated = False
     except OSError:
         if kind != "JPEG" or limits.truncated == "strict":
             raise
-        image, truncated = _open(data + _JPEG_END, kind, limits), True
-        _draft(image, targets)
-        image.load()
-    orientation = _orientation(image)
-    width, height = stored_size[::-1] if orientation in _SIDEWAYS else stored_size
-    info = ImageInfo(width=width, height=height, format=kind, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        image = open_image(data + JPEG_END, kind, limits)
+        pictures = _pictures(image, data, targets, limits)
+        truncated = True
+    info = _info(data, kind, pictures.size)
+    if truncated:
+        info["truncated"] = True
+    return Decoded(info, pictures.by_background)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pictures:
+    size: tuple[int, int]
+    by_background: Mapping[Color, Picture]
+
+
+def _pictures(
+    image: ImageFile.ImageFile, data: bytes, targets: Sequence[Preprocess], limits: DecodeLimits
+) -> _Pictures:
+    size, orientation = image.size, _orientation(image)
+    shown = correction(image, data)
+    # colours that will be torn apart must not be averaged before
+    drafted = image.size if limits.exact or shown else _draft(image, targets, sideways=orientation in _SIDEWAYS)
+    painted = image.tile[0].extents if image.tile else None
+    image.load()
     box = _oriented_box(image.size, drafted, orientation)
-    flat = _flattened(_turned(_eight_bits(image), orientation), {target.background for target in targets} or {WHITE})
-    return Decoded(info, {background: Picture(rgb, box) for background, rgb in flat.items()}, truncated)
+    backgrounds = {target.background for target in targets} or {WHITE}
+    flat = _flattened(_turned(_colors(image, shown, painted), orientation), backgrounds)
+    by_background = {background: Picture(rgb, box) for background, rgb in flat.items()}
+    return _Pictures(size[::-1] if orientation in _SIDEWAYS else size, by_background)
 
 
-def _open(data: bytes, kind: str, limits: DecodeLimits) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=(kind,))
-    width, height = image.size
-    if width * height > limits.max_pixels or max(width, height) > limits.max_side:
-        allowed = f"{limits.max_pixels} pixels, {limits.max_side} a side"
-        raise ImageError(ErrorCode.TOO_MANY_PIXELS, f"{width} x {height} pixels; allowed are {allowed}")
-    if min(width, height) < 1:
-        raise ImageError(ErrorCode.UNDECODABLE, f"corrupt {kind}: {width} x {height} pixels")
-    return image
+def _info(data: bytes, kind: str, size: tuple[int, int]) -> ImageInfo:
+    digest = hashlib.sha256(data).hexdigest()
+    return ImageInfo(width=size[0], height=size[1], format=kind, bytes=len(data), sha256=digest)
 
 
-def _draft(image: Image.Image, targets: Sequence[Preprocess]) -> tuple[float, float]:
+def _draft(image: Image.Image, targets: Sequence[Preprocess], *, sideways: bool) -> tuple[float, float]:
     """Let libjpeg scale by 1/2, 1/4 or 1/8 while it decodes. Only resizing that averages hides the difference.
 
     Returns:
@@ -167,7 +157,6 @@ def _draft(image: Image.Image, targets: Sequence[Preprocess]) -> tuple[float, fl
     averaging = all(target.antialias and target.interpolation != "nearest" for target in targets)
     if image.format not in ("JPEG", "MPO") or not targets or not averaging:
         return image.size
-    sideways = _orientation(image) in _SIDEWAYS
     sizes = [scaled_size(image.size[::-1] if sideways else image.size, target) for target in targets]
     width, height = (DRAFT_MARGIN * max(sides) for sides in zip(*sizes, strict=True))
     drafted = image.draft(None, (height, width) if sideways else (width, height))
@@ -186,10 +175,13 @@ def _oriented_box(size: tuple[int, int], drafted: tuple[float, float], orientati
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 if there is none.
 
-    Not `ImageOps.exif_transpose`: that writes the EXIF block anew, and a picture with a broken block would fail.
+    Not `ImageOps.exif_transpose`: that writes the EXIF block anew, and a picture with a broken block would fail. Not
+    `Image.getexif`: that also believes XMP and text chunks, and no browser does.
     """
+    exif = Image.Exif()
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        exif.load(image.info["exif"]) if "exif" in image.info else None
+        value = exif.get(ExifTags.Base.Orientation, 1)
     except Exception:  # noqa: BLE001 - metadata is as hostile as pixels, and none of it is worth the picture
         return 1
     return value if isinstance(value, int) else 1
@@ -211,28 +203,25 @@ def _flatten(image: Image.Image, background: Color) -> Image.Image:
     return canvas
 
 
+def _colors(image: Image.Image, shown: Correction | None, painted: tuple[int, int, int, int] | None) -> Image.Image:
+    """A loaded picture in 8 bits and the colours that a person sees; clear where a first frame does not reach."""
+    eight = _eight_bits(image)
+    right = shown(eight) if shown else eight
+    if image.format not in ("GIF", "PNG") or painted is None or painted == (0, 0, *image.size):
+        return right
+    canvas = Image.new("RGBA", image.size)
+    canvas.paste(right.convert("RGBA").crop(painted), painted)
+    return canvas
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit grey to 8 bits by scale, where Pillow's own conversion clips everything above 255 to white."""
     if not image.mode.startswith("I"):
         return image
-    values = np.asarray(image).astype(np.uint32)
-    grey = Image.fromarray(((values * 255 + 32_767) // 65_535).astype(np.uint8))
+    values = np.asarray(image).astype(np.uint16)
+    grey = Image.fromarray(_SIXTEEN_TO_EIGHT[values])
     transparent = image.info.get("transparency")
     if transparent is None:
         return grey
     alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
     return Image.merge("LA", (grey, alpha))
-
-
-_PILLOW_MODULES: Final = r"PIL\."
-_QUIET: Final = ("ignore", None, Warning, re.compile(_PILLOW_MODULES), 0)
-_quiet_lock = threading.Lock()
-
-
-def _quiet_pillow() -> None:
-    """Ignore what Pillow's own modules warn of, such as odd EXIF blocks; see the module's facts."""
-    if _QUIET in warnings.filters:
-        return
-    with _quiet_lock:  # filterwarnings takes an equal entry out before it puts it in front
-        if _QUIET not in warnings.filters:
-            warnings.filterwarnings("ignore", module=_PILLOW_MODULES)

@@ -78,3 +78,39 @@ MODEL_LOAD: Final = Histogram(
 MODEL_INFO: Final = Gauge(
     "classifleet_model_info", "1 for each loaded model.", ["model", "digest", "backend", "device"], registry=REGISTRY
 )
+FETCH_SLOTS: Final = Gauge(
+    "classifleet_fetch_slots",
+    "Fetches at work: `fast`, or `slow` when they have taken longer than a second.",
+    ["lane"],
+    registry=REGISTRY,
+)
+FETCHED_BYTES: Final = Gauge(
+    "classifleet_fetched_bytes", "Bytes of images that are being fetched, or wait to be decoded.", registry=REGISTRY
+)
+FETCH_CONNECTIONS: Final = Gauge(
+    "classifleet_fetch_connections", "Sockets to http(s) servers that are open, idle ones included.", registry=REGISTRY
+)
+FETCH_EVICTIONS: Final = Counter(
+    "classifleet_fetch_evictions_total", "Slow fetches that were cut because memory was short.", registry=REGISTRY
+)
+FETCH_RETRIES: Final = Counter(
+    "classifleet_fetch_retries_total", "Requests that were repeated after a transient failure.", registry=REGISTRY
+)
+FETCH_HOST_WAITS: Final = Counter(
+    "classifleet_fetch_host_waits_total",
+    "Fetches that waited because their host had as many as it gets at one time.",
+    registry=REGISTRY,
+)
+FETCH_CIRCUITS_OPEN: Final = Gauge(
+    "classifleet_fetch_circuits_open", "Hosts that are left alone because they kept failing.", registry=REGISTRY
+)
+FETCH_CIRCUITS_OPENED: Final = Counter(
+    "classifleet_fetch_circuits_opened_total",
+    "How often a host that kept failing was given a rest.",
+    registry=REGISTRY,
+)
+FETCH_REFUSALS: Final = Counter(
+    "classifleet_fetch_circuit_refusals_total",
+    "Fetches refused because their host's circuit was open.",
+    registry=REGISTRY,
+)

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, Literal, Protocol
 
 import structlog
 
@@ -31,14 +32,18 @@ from classifleet.config.reference import Reference
 from classifleet.ledger import Lease
 from classifleet.worker.answers import answer, failed_answer
 from classifleet.worker.batching import Device, Inference, Pixels
-from classifleet.worker.decode import DecodeLimits, decode
+from classifleet.worker.decode import DecodeLimits, prepare
+from classifleet.worker.ingest import image_memory
 from classifleet.worker.instruments import STAGE_DURATION
-from classifleet.worker.models import ModelDescription, Preprocess
-from classifleet.worker.preprocess import preprocess
+from classifleet.worker.models import ModelDescription
 from classifleet.worker.records import make_record
+from classifleet.worker.sandbox import Sandbox
+from classifleet.worker.sandbox_child import Prepare
 
 log = structlog.get_logger(__name__)
 MS_PER_S: Final = 1000
+SUSPECT_DEATHS: Final = 2
+"""A chunk whose workers died so often is done image by image, and decoded in a sandbox unless that is turned off."""
 
 
 class Fetch(Protocol):
@@ -72,6 +77,8 @@ class Pipeline:
         limits: DecodeLimits,
         decoded_in_flight: int,
         worker: str,
+        isolation: Literal["never", "suspect", "always"] = "never",
+        sandbox: Sandbox | None = None,
     ) -> None:
         self._fetcher = fetcher
         self._models = models
@@ -80,14 +87,22 @@ class Pipeline:
         self._limits = limits
         self._decoded = asyncio.Semaphore(decoded_in_flight)
         self._worker = worker
+        if sandbox is None and isolation != "never":
+            raise ValueError(f"decode_isolation {isolation} needs a sandbox")
+        self._isolation = isolation
+        self._sandbox = sandbox
 
     async def classify(self, payload: Payload, lease: Lease, lane: Lane) -> list[Record]:
         """One record for each of the chunk's images, in their order."""
         began = time.monotonic()
         images = [_Image(item) for item in payload.items]
-        async with asyncio.TaskGroup() as group:
+        if lease.deaths >= SUSPECT_DEATHS:
             for image in images:
-                group.create_task(self._one(image, payload, lease, lane, began))
+                await self._one(image, payload, lease, lane, began)
+        else:
+            async with asyncio.TaskGroup() as group:
+                for image in images:
+                    group.create_task(self._one(image, payload, lease, lane, began))
         return [_record(image, payload, lease, began, self._worker) for image in images]
 
     async def _one(self, image: _Image, payload: Payload, lease: Lease, lane: Lane, began: float) -> None:
@@ -112,19 +127,28 @@ class Pipeline:
         if not known:
             raise ImageError(ErrorCode.MODEL_NOT_FOUND, f"this worker has none of {', '.join(lease.models)}")
         reference = parse_reference(image.item.ref)
-        start = time.monotonic()
-        data = await self._fetcher.fetch(
-            reference, job=payload.job, chunk=payload.chunk, deadline_seconds=_seconds_left(lease, began)
-        )
-        image.timings["fetch"] = _observe("fetch", start)
-        async with self._decoded:
+        with image_memory() as memory:  # what arrives counts against the fetcher's memory until it is decoded
             start = time.monotonic()
-            specs = {self._models[name].preprocess.digest: self._models[name].preprocess for name in known}
-            image.info, pixels = await asyncio.get_running_loop().run_in_executor(
-                self._decode_pool, prepare, data, specs, self._limits
+            data = await self._fetcher.fetch(
+                reference, job=payload.job, chunk=payload.chunk, deadline_seconds=_seconds_left(lease, began)
             )
-            image.timings["decode"] = _observe("decode", start)
-            await asyncio.gather(*(self._infer(image, name, pixels, payload, lane) for name in known))
+            image.timings["fetch"] = _observe("fetch", start)
+            async with self._decoded:
+                start = time.monotonic()
+                specs = {self._models[name].preprocess.digest: self._models[name].preprocess for name in known}
+                image.info, pixels = await asyncio.get_running_loop().run_in_executor(
+                    self._decode_pool, self._prepare(lease), data, specs, self._limits
+                )
+                image.timings["decode"] = _observe("decode", start)
+                del data
+                memory.release()
+                await asyncio.gather(*(self._infer(image, name, pixels, payload, lane) for name in known))
+
+    def _prepare(self, lease: Lease) -> Prepare:
+        suspect = lease.deaths >= SUSPECT_DEATHS
+        if self._sandbox is None or not (suspect or self._isolation == "always"):
+            return prepare
+        return partial(self._sandbox.prepare, alone=suspect)
 
     async def _infer(
         self, image: _Image, name: str, pixels: Mapping[str, Pixels], payload: Payload, lane: Lane
@@ -144,16 +168,6 @@ class Pipeline:
             threshold=model.output.threshold,
             options=payload.options,
         )
-
-
-def prepare(data: bytes, specs: Mapping[str, Preprocess], limits: DecodeLimits) -> tuple[ImageInfo, dict[str, Pixels]]:
-    """Decode once, then preprocess once for each distinct preprocessing, by its digest.
-
-    Raises:
-        ImageError: The bytes are not an image that may be decoded.
-    """
-    decoded = decode(data, targets=list(specs.values()), limits=limits)
-    return decoded.info, {digest: preprocess(decoded.picture(spec), spec) for digest, spec in specs.items()}
 
 
 def _record(image: _Image, payload: Payload, lease: Lease, began: float, worker: str) -> Record:

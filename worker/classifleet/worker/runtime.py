@@ -34,6 +34,8 @@ from classifleet.worker.leases import LeaseKeeper
 from classifleet.worker.models import ModelDescription, Repository, load_backend, open_repository
 from classifleet.worker.pipeline import Pipeline
 from classifleet.worker.reconciler import Reconciler
+from classifleet.worker.sandbox import Sandbox
+from classifleet.worker.sandbox_child import SandboxLimits
 from classifleet.worker.sink import Sinks
 
 STUCK_SECONDS: Final = 120.0  # a forward pass that takes longer hangs
@@ -90,6 +92,7 @@ class Runtime:
         )
         _run_on(loop, fetcher.start())
         self._stack.callback(lambda: _run_on(loop, fetcher.close()))
+        sandbox = self._sandbox()
         decode_pool = ThreadPoolExecutor(
             settings.decode_threads or usable_cores(), thread_name_prefix="classifleet-decode"
         )
@@ -117,7 +120,11 @@ class Runtime:
                 models=models,
                 device=device,
                 decode_pool=decode_pool,
-                limits=DecodeLimits(max_pixels=settings.max_pixels, truncated=settings.truncated),
+                limits=DecodeLimits(
+                    max_pixels=settings.max_pixels, truncated=settings.truncated, exact=settings.decode_exact
+                ),
+                isolation=settings.decode_isolation,
+                sandbox=sandbox,
                 decoded_in_flight=settings.decoded_in_flight,
                 worker=self.owner,
             ),
@@ -152,6 +159,15 @@ class Runtime:
         """Ready: models are warm and Celery consumes. The body shows how far loading is."""
         state = "ready" if self._consuming else "starting"
         return Health(self._consuming, {"state": state, "models": self._progress, "worker": self.owner})
+
+    def _sandbox(self) -> Sandbox | None:
+        settings = self.settings
+        if settings.decode_isolation == "never":
+            return None
+        seconds = settings.sandbox_seconds
+        sandbox = Sandbox(SandboxLimits(settings.sandbox_memory_bytes, cpu_seconds=seconds, wall_seconds=seconds))
+        self._stack.callback(sandbox.close)
+        return sandbox
 
     def _load_models(self, device: Device) -> dict[str, ModelDescription]:
         settings = self.settings

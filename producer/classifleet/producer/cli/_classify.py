@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import urllib.request
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 
-from classifleet.config import ErrorCode, ImageError, InvalidRequest, Settings, parse_reference
-from classifleet.config.reference import decode_data_uri
-from classifleet.config.storage import open_store
-from classifleet.producer._request import Ref
-from classifleet.producer.cli._connect import BrokerUrl, ModelNames, TopK, fleet_or_embedded, split, stderr
-from classifleet.producer.fleet import Fleet
+from classifleet.config import ClassifleetError, MissingExtra, Settings
+from classifleet.producer._request import RequestOptions, make_request
+from classifleet.producer.cli._connect import Connection, fleet_or_embedded, is_configured
+from classifleet.producer.cli._inputs import Input, read_inputs
+from classifleet.producer.cli._options import AnswerFormat, BrokerUrl, ModelNames, RecordFormat, TopK, split
+from classifleet.producer.cli._output import print_records
+from classifleet.producer.cli._progress import wait_for
+from classifleet.producer.cli._terminal import EXIT_SOME_FAILED, fail, say, warn
 from classifleet.producer.formats import FORMATS
 from classifleet.producer.render import render, save_annotated
 from classifleet.producer.result import Result
 
-EXIT_SOME_FAILED: Final = 1
-INTERACTIVE_CHUNK: Final = 8
-SAVE_TIMEOUT_SECONDS: Final = 30
+INTERACTIVE_CHUNK: Final = 8  # images per message: small, so that the first ones are answered early
 
 
 def classify(
@@ -31,8 +30,8 @@ def classify(
     models: ModelNames = "imagenet",
     top_k: TopK = 5,
     format: Annotated[  # noqa: A002 - the option's name
-        str, typer.Option("--format", help=f"table, {', '.join(FORMATS)}.")
-    ] = "table",
+        AnswerFormat, typer.Option("--format", help="How to print the answers.")
+    ] = AnswerFormat.TABLE,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format native.")] = False,
     save: Annotated[
         Path | None, typer.Option("--save", help="Folder for the pictures with their labels drawn on.")
@@ -42,99 +41,76 @@ def classify(
 ) -> None:
     """Classify images and print the answers. Without a broker it starts an embedded fleet for the command.
 
-    Exit code 1 if an image could not be classified.
+    Exit code 1 if an image could not be classified, or its picture could not be saved.
 
-    Examples:
-      classifleet classify cat.jpg
+    **Examples**
 
-      classifleet classify --models imagenet,nsfw --top-k 3 https://example.com/a.jpg s3://bucket/b.png
-
-      classifleet classify --format roboflow photos/*.jpg > answers.ndjson
+    ```
+    classifleet classify cat.jpg
+    classifleet classify --models imagenet,nsfw --top-k 3 cat.jpg dog.jpg
+    classifleet classify https://example.com/a.jpg s3://bucket/b.png
+    classifleet classify --format roboflow photos/*.jpg > answers.ndjson
+    classifleet classify --save labelled/ cat.jpg
+    ```
     """
-    shape = "native" if as_json else format
-    if shape != "table" and shape not in FORMATS:
-        raise InvalidRequest(f"the format {format!r} is none of table, {', '.join(FORMATS)}")
-    inputs = {ref: _reference(ref) for ref in refs}
+    shape = AnswerFormat.NATIVE if as_json else format
+    settings = Settings.load(broker_url=broker_url)
     names = split(models)
-    needs_all = shape in ("label_map", "yandex")
-    with fleet_or_embedded(broker_url, models=names, worker={}) as fleet:
-        results = _run(fleet, inputs, names, top_k, scores_all=needs_all, timeout=timeout)
-    _print(results, shape)
+    every_class = shape is not AnswerFormat.TABLE and FORMATS[shape].every_class
+    options = RequestOptions(top_k=top_k, scores="all" if every_class else "top", lane="interactive")
+    make_request(settings, job=None, models=names, options=options, lane="interactive")  # refuses what is wrong
     if save is not None:
-        _save(results, inputs, save)
-    if not all(result.ok for result in results):
+        _prepare(save)
+    inputs = read_inputs(refs, settings, embedded=not is_configured(broker_url))
+    with fleet_or_embedded(broker_url, models=names, worker={}) as connection:
+        results = _answers(connection, inputs, names, options, timeout)
+        _print(results, shape, top_k)
+        saved = save is None or _save(inputs, results, save, settings)
+    if not saved or not all(result.ok for result in results):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _reference(text: str) -> Ref:
-    """A file that exists is read here; everything else is a reference for the worker."""
-    path = Path(text)
-    if text[:5].lower() != "data:" and path.is_file():
-        return path
-    if "://" not in text and text[:5].lower() != "data:":
-        raise InvalidRequest(f"{text}: there is no such file, and it is not a URL")
-    return text
-
-
-def _run(
-    fleet: Fleet, inputs: dict[str, Ref], models: list[str], top_k: int, *, scores_all: bool, timeout: float
+def _answers(
+    connection: Connection, inputs: Sequence[Input], models: Sequence[str], options: RequestOptions, timeout: float
 ) -> list[Result]:
-    job = fleet.submit_many(
-        inputs.items(),
-        models=models,
-        top_k=top_k,
-        scores="all" if scores_all else "top",
-        lane="interactive",
-        chunk_size=INTERACTIVE_CHUNK,
-    )
+    """The results in the order of the inputs. Nobody would ask for them later: giving up cancels the job."""
+    refs = {one.id: one.ref for one in inputs}
+    job = connection.fleet.submit_many(refs.items(), models=models, chunk_size=INTERACTIVE_CHUNK, **options)
     try:
-        job.wait(timeout)
-    except KeyboardInterrupt:
+        wait_for(connection, job, timeout)
+    except BaseException:
         job.cancel()
         raise
     by_id = {result.id: result for result in job.results(follow=False)}
-    return [by_id[ref] for ref in inputs]
+    return [by_id[one.id] for one in inputs]
 
 
-def _print(results: list[Result], shape: str) -> None:
-    if shape == "table":
-        Console().print(render(results))
-        return
-    for result in results:
-        names = [None] if shape == "native" or len(result.models) < 2 else list(result.models)
-        for name in names:
-            json.dump(result.to_dict(shape, model=name), sys.stdout, ensure_ascii=False)
-            sys.stdout.write("\n")
+def _print(results: Sequence[Result], shape: AnswerFormat, top_k: int) -> None:
+    if shape is AnswerFormat.TABLE:
+        Console().print(render(results, top_k=top_k))
+    else:
+        print_records(results, RecordFormat(shape.value))
 
 
-def _save(results: list[Result], inputs: dict[str, Ref], folder: Path) -> None:
+def _prepare(folder: Path) -> None:
+    if importlib.util.find_spec("PIL") is None:
+        raise MissingExtra("worker", "--save")
     folder.mkdir(parents=True, exist_ok=True)
-    for number, result in enumerate(results, 1):
-        if not result.ok:
-            stderr.print(f"[yellow]not saved:[/] {result.id}: it was not classified")
+
+
+def _save(inputs: Sequence[Input], results: Sequence[Result], folder: Path, settings: Settings) -> bool:
+    """Write the pictures; false if one could not be."""
+    complete = True
+    for number, (one, result) in enumerate(zip(inputs, results, strict=True), 1):
+        if not any(answer.ok for answer in result.models.values()):
+            warn(f"not saved: {one.id} has no answer")
             continue
-        name = f"{number:03d}-{Path(result.id.partition('?')[0]).stem[:80] or 'image'}.jpg"
-        save_annotated(_bytes_of(inputs[result.id]), result, folder / name)
-        stderr.print(f"saved {folder / name}")
-
-
-def _bytes_of(ref: Ref) -> bytes:
-    """The image again, to draw on."""
-    settings = Settings.load()
-    if isinstance(ref, bytes):
-        return ref
-    if isinstance(ref, Path):
-        return ref.read_bytes()
-    reference = parse_reference(str(ref))
-    match reference.scheme:
-        case "data":
-            return decode_data_uri(reference.location, max_bytes=settings.max_bytes)
-        case "s3":
-            return open_store(f"s3://{reference.bucket}", settings).get(reference.location)
-        case "file":
-            return Path(reference.location).read_bytes()
-        case "http" | "https":
-            with urllib.request.urlopen(reference.text, timeout=SAVE_TIMEOUT_SECONDS) as answer:  # noqa: S310
-                data: bytes = answer.read(settings.max_bytes)
-                return data
-    raise ImageError(ErrorCode.INVALID_REFERENCE)
+        target = folder / f"{number:03d}-{one.stem}.jpg"
+        try:
+            save_annotated(one.read(settings), result, target)
+        except (ClassifleetError, OSError) as error:
+            complete = False
+            fail(f"not saved: {one.id}: {error}")
+        else:
+            say(f"saved {target}")
+    return complete

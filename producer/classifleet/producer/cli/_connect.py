@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Final
 
-import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.text import Text
 
 from classifleet.config import Settings, SettingsError
-from classifleet.producer.embedded import EmbeddedFleet, embedded_fleet
+from classifleet.producer._children import child
+from classifleet.producer.cli._terminal import plain, say, stderr
+from classifleet.producer.embedded import (
+    EmbeddedError,
+    EmbeddedFleet,
+    Report,
+    classifleet_command,
+    embedded_fleet,
+    last_error,
+)
 from classifleet.producer.fleet import Fleet
 
-BrokerUrl = Annotated[
-    str | None, typer.Option("--broker-url", help="The fleet's broker [CLASSIFLEET_BROKER_URL].", show_default=False)
-]
-ModelNames = Annotated[
-    str, typer.Option("--models", "--model", help="One or more models, by comma: `imagenet,nsfw@1`.")
-]
-TopK = Annotated[int, typer.Option("--top-k", min=1, help="Classes to return, best first.")]
-
-stderr = Console(stderr=True, highlight=False)
-
-
-def split(names: str) -> list[str]:
-    """A list given by comma."""
-    return [name.strip() for name in names.split(",") if name.strip()]
+ZOO: Final = ("imagenet", "nsfw")  # what `classifleet models build` can make
 
 
 def is_configured(broker_url: str | None) -> bool:
@@ -49,15 +45,27 @@ def running_fleet(broker_url: str | None) -> Iterator[Fleet]:
         yield fleet
 
 
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A fleet to talk to; `embedded` if it is this command's own."""
+
+    fleet: Fleet
+    embedded: EmbeddedFleet | None = None
+
+    def check(self) -> None:
+        """Do nothing while an embedded fleet runs; nobody would start it again.
+
+        Raises:
+            EmbeddedError: A part of it has ended.
+        """
+        if self.embedded is not None:
+            self.embedded.require_running()
+
+
 @contextmanager
 def fleet_or_embedded(
-    broker_url: str | None,
-    *,
-    models: list[str],
-    worker: Mapping[str, str],
-    folder: Path | None = None,
-    **settings: Any,
-) -> Iterator[Fleet]:
+    broker_url: str | None, *, models: Sequence[str], worker: Mapping[str, str], folder: Path | None = None
+) -> Iterator[Connection]:
     """The configured fleet, or an embedded one that ends with the command and says so.
 
     Args:
@@ -65,50 +73,76 @@ def fleet_or_embedded(
         models: What an embedded worker loads.
         worker: Further settings of an embedded worker.
         folder: Where an embedded fleet keeps its data.
-        **settings: Settings of the client.
     """
     if is_configured(broker_url):
-        with Fleet(broker_url, **settings) as fleet:
-            yield fleet
+        with Fleet(broker_url) as fleet:
+            yield Connection(fleet)
         return
-    with (
-        start_embedded(models=models, worker=worker, folder=folder) as embedded,
-        Fleet(embedded.url, redis_url=embedded.url, **settings) as fleet,
-    ):
-        yield fleet
+    say("no broker is configured: starting an embedded Redis and a worker for this command", "dim")
+    with start_embedded(models=models, worker=worker, folder=folder) as embedded, connect(embedded) as fleet:
+        yield Connection(fleet, embedded)
+
+
+def connect(embedded: EmbeddedFleet, **settings: Any) -> Fleet:
+    """A client of an embedded fleet, whatever the person's own broker and ledger are."""
+    return Fleet(embedded.url, redis_url=embedded.url, **settings)
 
 
 @contextmanager
 def start_embedded(
-    *, models: list[str], worker: Mapping[str, str], folder: Path | None = None
+    *, models: Sequence[str], worker: Mapping[str, str], folder: Path | None = None
 ) -> Iterator[EmbeddedFleet]:
-    """An embedded fleet, with what it is doing on standard error."""
-    stderr.print("[dim]no broker is configured: starting an embedded Redis and a worker for this command[/]")
-    build_zoo_models(models)
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=stderr, transient=True) as progress:
-        task = progress.add_task("starting…")
+    """An embedded fleet, with how far its models are on standard error.
+
+    Raises:
+        EmbeddedError: A part of it does not start.
+    """
+    for name in _missing(models):
+        _build(name)
+    settings = {**worker, **({"MODELS": ",".join(models)} if models else {})}
+    with ExitStack() as stack:
+        with _loading() as report:
+            fleet = stack.enter_context(embedded_fleet(settings=settings, folder=folder, report=report))
+        try:
+            yield fleet
+        except (KeyboardInterrupt, SystemExit):
+            say("stopping…", "dim")
+            raise
+
+
+@contextmanager
+def _loading() -> Iterator[Report]:
+    """Shows the models' states: in place on a terminal, a line for each change elsewhere."""
+    shown: dict[str, str] = {}
+    with stderr.status(Text("starting…")) as status:
 
         def report(states: Mapping[str, str]) -> None:
-            text = ", ".join(f"{name}: {state}" for name, state in states.items())
-            progress.update(task, description=f"loading models  {text}")
+            changed = {name: state for name, state in states.items() if shown.get(name) != state}
+            shown.update(changed)
+            if changed and stderr.is_terminal:
+                status.update(Text(plain("models  " + "  ".join(f"{name}: {state}" for name, state in shown.items()))))
+            elif changed:
+                for name, state in changed.items():
+                    say(f"model {name}: {state}")
 
-        settings = {**worker, **({"MODELS": ",".join(models)} if models else {})}
-        manager = embedded_fleet(settings=settings, folder=folder, report=report)
-        embedded = manager.__enter__()
-    try:
-        yield embedded
-    finally:
-        manager.__exit__(None, None, None)
+        yield report
 
 
-def build_zoo_models(models: list[str]) -> None:
-    """Build the zoo's models that are asked for and not in the repository yet (a few seconds, once)."""
-    import subprocess
-    import sys
+def _missing(models: Sequence[str]) -> list[str]:
+    """Models of the zoo that are asked for (or, for an empty repository, would be nice to have) and not there."""
+    location = Settings.load().model_repository
+    if "://" in location:
+        return []
+    there = {file.parent.parent.name for file in Path(location).expanduser().glob("*/*/model.json")}
+    wanted = {name.partition("@")[0] for name in models} if models or there else set(ZOO)
+    return [name for name in ZOO if name in wanted - there]
 
-    repository = Path(Settings.load().model_repository)
-    for name in ("imagenet", "nsfw"):
-        wanted = name in models
-        if wanted and "://" not in str(repository) and not any(repository.glob(f"{name}/*/model.json")):
-            stderr.print(f"[dim]building the model {name} into {repository} (once)[/]")
-            subprocess.run([sys.executable, "-m", "classifleet.producer.cli", "models", "build", name], check=False)
+
+def _build(name: str) -> None:
+    """Build a model of the zoo in a process of its own (this one has no torch); some seconds, once."""
+    say(f"building the model {name} into {Settings.load().model_repository} (once)", "dim")
+    with tempfile.NamedTemporaryFile(prefix="classifleet-build-") as log:
+        with child(classifleet_command("models", "build", name), output=log.fileno()) as process:
+            status = process.wait()
+        if status != 0:
+            raise EmbeddedError(f"the model {name} could not be built: {last_error(Path(log.name))}")

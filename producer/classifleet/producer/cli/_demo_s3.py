@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from classifleet.producer.embedded import EmbeddedError, child, free_port
+from classifleet.producer._children import child
+from classifleet.producer.embedded import EmbeddedError, free_port
 
 ACCESS_KEY: Final = "demo-access-key"
 SECRET_KEY: Final = "demo-secret-key"  # noqa: S105 - of a server on loopback that lives as long as the demo
@@ -30,7 +31,15 @@ class S3Server:
 
     def environment(self) -> dict[str, str]:
         """What boto3 needs to know of it."""
-        return {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": "us-east-1"}
+        token = dict.fromkeys(
+            ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"), ""
+        )  # one of the person's goes with other keys
+        return {
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            **token,
+        }
 
     def client(self) -> Any:
         """A boto3 client."""
@@ -63,7 +72,7 @@ def s3_server(folder: Path, weed: str) -> Iterator[S3Server]:
     ports = {f"{part}.port{kind}": free_port() for part in _PARTS for kind in ("", ".grpc")}
     log = folder / "weed.log"
     try:
-        with log.open("wb") as stream, child(_command(weed, folder, ports), stdout=stream, stderr=stream) as process:
+        with log.open("wb") as stream, child(_command(weed, folder, ports), output=stream) as process:
             server = S3Server(f"http://127.0.0.1:{ports['s3.port']}")
             _await(process, server, log)
             yield server

@@ -1,14 +1,20 @@
-"""Puts the commands together and turns errors into one clear line."""
+"""Puts the commands together, and turns errors and signals into one clear line and an exit code.
+
+0    done
+1    done, and an image failed (`classify`, `doctor`, and `bulk` as its help says)
+2    not done: the arguments, the settings, or something that the command needs; the line says what
+130  Ctrl-C
+143  SIGTERM
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final
+from typing import Any
 
 import typer
-from rich.console import Console
 
 from classifleet.config import ClassifleetError, MissingExtra
 from classifleet.producer.cli._bulk import bulk
@@ -17,10 +23,8 @@ from classifleet.producer.cli._config import app as config
 from classifleet.producer.cli._demo import demo
 from classifleet.producer.cli._doctor import doctor
 from classifleet.producer.cli._jobs import app as jobs
+from classifleet.producer.cli._terminal import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED, fail
 from classifleet.producer.cli._up import up
-
-EXIT_ERROR: Final = 2
-EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 
 app = typer.Typer(
     name="classifleet",
@@ -38,41 +42,54 @@ app.command("doctor")(doctor)
 app.command("demo")(demo)
 
 
-def _add_commands_of_other_roots() -> None:
-    for entry in entry_points(group="classifleet.commands"):
-        try:
-            command = entry.load()
-        except ImportError as error:
-            app.command(entry.name, help=f"Not installed: {error}")(_not_installed(entry, error))
-            continue
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=entry.name)
-        else:
-            app.command(entry.name)(command)
+def _add_command_of_other_root(entry: EntryPoint) -> None:
+    try:
+        command = entry.load()
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "classifleet":
+            raise  # a defect, and not a missing extra
+        _add_stand_in(entry.name)
+        return
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=entry.name)
+    else:
+        app.command(entry.name)(command)
 
 
-def _not_installed(entry: EntryPoint, error: ImportError) -> Callable[[], Any]:
-    def command() -> None:
-        raise MissingExtra("worker", f"classifleet {entry.name}") from error
+def _add_stand_in(name: str) -> None:
+    """A command whose root lacks what it imports; it takes any arguments and says what to install."""
+    missing = MissingExtra("worker", f"classifleet {name}")
 
-    return command
+    @app.command(
+        name,
+        help=f"Not installed: {missing}",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )
+    def stand_in(_: typer.Context) -> None:
+        raise missing
 
 
-_add_commands_of_other_roots()
+for _entry in entry_points(group="classifleet.commands"):
+    _add_command_of_other_root(_entry)
 
 
 def main() -> None:
-    """Run the command line; an error is one line on standard error and exit code 2."""
+    """Run the command line; see the module's docstring for exit codes."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
-    except ClassifleetError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escape(str(error))}")
+        app(prog_name="classifleet")
+    except (ClassifleetError, OSError) as error:
+        fail(error)
         sys.exit(EXIT_ERROR)
-    except KeyboardInterrupt:
+    except ModuleNotFoundError as error:  # of an optional dependency: the others were imported long ago
+        if (error.name or "").partition(".")[0] == "classifleet":
+            raise
+        fail(MissingExtra("worker", f"this command, which imports {error.name},"))
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:  # typer turns it into an exit itself, unless it comes very early or very late
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+def _terminate(*_: Any) -> None:
+    """As an exception, so that embedded fleets are stopped and files are closed on the way out."""
+    raise SystemExit(EXIT_TERMINATED)

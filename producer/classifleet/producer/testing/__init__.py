@@ -13,6 +13,6 @@ A `result(timeout=…)` of a paused fleet takes its time, so give it a short one
 
 from classifleet.producer.testing._answers import Answer, Answers, Labels
 from classifleet.producer.testing._fleets import AsyncInMemoryFleet, InMemoryFleet
-from classifleet.producer.testing._memory import Submission
+from classifleet.producer.testing._state import Submission
 
 __all__ = ["Answer", "Answers", "AsyncInMemoryFleet", "InMemoryFleet", "Labels", "Submission"]

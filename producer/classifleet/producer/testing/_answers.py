@@ -20,11 +20,13 @@ from classifleet.config import (
     redact,
 )
 from classifleet.config.record import RECORD_VERSION
-from classifleet.producer.testing._memory import ATTEMPT, Submission
+from classifleet.config.reference import decode_data_uri
+from classifleet.producer.testing._memory import ATTEMPT
+from classifleet.producer.testing._state import Submission
 
 Labels = Mapping[str, float]
 """Confidence by label, every class of the model in its order."""
-Answer = Labels | ErrorCode | Mapping[str, Labels | ErrorCode]
+Answer = ErrorCode | Mapping[str, float | Labels | ErrorCode]
 """Labels for every model, or by model (any that is not named is not found), or why the image has no answer."""
 Answers = Mapping[Any, Answer] | Callable[[Submission], Answer]
 """Answers by reference (or by the image's bytes; any other is not found), or a function that gives them.
@@ -36,26 +38,37 @@ WORKER: Final = "in-memory"
 LATEST: Final = "1"
 _MULTI_LABEL_THRESHOLD: Final = 0.5
 _DIGEST: Final = "0" * 64
-_STAGES: Final = Timings(queue=0.0, fetch=0.0, decode=0.0, batch_wait=0.0, forward=0.0, total=0.0)
+_ALL_STAGES: Final = Timings(queue=0.0, fetch=0.0, decode=0.0, batch_wait=0.0, forward=0.0, total=0.0)
+_NO_STAGE: Final = Timings(queue=0.0, total=0.0)
 
 
 def make_record(image: Submission, answers: Answers, multi_label: Container[str]) -> Record:
     """The record of one image."""
     try:
-        parse_reference(image.ref)
+        _check_reference(image.ref)
         by_model = _by_model(image, _find(image, answers))
     except ImageError as error:
         return failed_record(image, error)
-    models = {_versioned(name): _model_answer(name, by_model[name], image.options, multi_label) for name in by_model}
+    models = {
+        _versioned(name, labels): _model_answer(name, labels, image.options, multi_label)
+        for name, labels in by_model.items()
+    }
     failures = [answer["error"] for answer in models.values() if "error" in answer]
     record = _base_record(image)
     record["models"] = models
-    record["image"] = _image_info(image)
+    if any(failure["code"] != ErrorCode.MODEL_NOT_FOUND for failure in failures) or len(failures) < len(models):
+        record["image"], record["timings_ms"] = _image_info(image), _ALL_STAGES.copy()
     if len(failures) == len(models):
         record["status"], record["error"] = "error", failures[0]
     elif failures:
         record["status"] = "partial"
     return record
+
+
+def _check_reference(ref: str) -> None:
+    reference = parse_reference(ref)
+    if reference.scheme == "data":
+        decode_data_uri(reference.location, max_bytes=len(ref))
 
 
 def failed_record(image: Submission, error: ImageError) -> Record:
@@ -75,7 +88,7 @@ def _base_record(image: Submission) -> Record:
         models={},
         attempt=ATTEMPT,
         worker=WORKER,
-        timings_ms=_STAGES.copy(),
+        timings_ms=_NO_STAGE.copy(),
         finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     if image.meta:
@@ -102,8 +115,10 @@ def _by_model(image: Submission, answer: Answer) -> dict[str, Labels | ErrorCode
     if isinstance(answer, ErrorCode):
         raise ImageError(answer)
     by_model = {name: value for name, value in answer.items() if not isinstance(value, (int, float))}
+    labels = {label: value for label, value in answer.items() if isinstance(value, (int, float))}
+    if by_model and labels:
+        raise ValueError(f"the answer to {image.ref!r} mixes labels ({', '.join(labels)}) with answers by model")
     if not by_model:
-        labels: Any = answer
         return dict.fromkeys(image.models, labels)
     return {
         name: by_model.get(name, by_model.get(name.partition("@")[0], ErrorCode.MODEL_NOT_FOUND))
@@ -111,8 +126,9 @@ def _by_model(image: Submission, answer: Answer) -> dict[str, Labels | ErrorCode
     }
 
 
-def _versioned(model: str) -> str:
-    return model if "@" in model else f"{model}@{LATEST}"
+def _versioned(model: str, labels: Labels | ErrorCode) -> str:
+    """The model as a worker names it, which knows no version of a model that it does not have."""
+    return model if "@" in model or labels is ErrorCode.MODEL_NOT_FOUND else f"{model}@{LATEST}"
 
 
 def _model_answer(name: str, labels: Labels | ErrorCode, options: Options, multi_label: Container[str]) -> ModelAnswer:

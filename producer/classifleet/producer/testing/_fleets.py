@@ -17,7 +17,8 @@ from classifleet.producer.async_fleet import AsyncFleet
 from classifleet.producer.fleet import Fleet
 from classifleet.producer.testing._answers import Answers
 from classifleet.producer.testing._ledger import MemoryLedger
-from classifleet.producer.testing._memory import Memory, Submission
+from classifleet.producer.testing._memory import Memory
+from classifleet.producer.testing._state import Submission
 from classifleet.producer.testing._worker import MemoryWorker
 
 _URL: Final = "memory://"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from classifleet.ledger import Call, Ledger, Part, Put
-from classifleet.producer.testing._memory import Memory, MemoryChunk, now_ms
+from classifleet.producer.testing._memory import Memory
+from classifleet.producer.testing._state import MemoryChunk, now_ms
 
 T = TypeVar("T")
 IN_MEMORY: Final = "in memory"

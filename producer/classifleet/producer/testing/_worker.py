@@ -7,7 +7,8 @@ from collections.abc import Container
 
 from classifleet.config import ErrorCode, ImageError, Record
 from classifleet.producer.testing._answers import Answers, failed_record, make_record
-from classifleet.producer.testing._memory import Memory, MemoryChunk, MemoryJob, now_ms
+from classifleet.producer.testing._memory import Memory
+from classifleet.producer.testing._state import MemoryChunk, MemoryJob, now_ms
 
 
 class MemoryWorker:

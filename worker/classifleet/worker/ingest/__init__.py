@@ -1,6 +1,8 @@
 """From a reference to the bytes of an image: nothing is fetched that the operator's settings do not cover."""
 
-from classifleet.worker.ingest.address import AddressPolicy, forbidden_reason
+from classifleet.worker.ingest.address import forbidden_reason
+from classifleet.worker.ingest.memory import image_memory
+from classifleet.worker.ingest.policy import AddressPolicy
 from classifleet.worker.ingest.sources import Fetcher
 
-__all__ = ["AddressPolicy", "Fetcher", "forbidden_reason"]
+__all__ = ["AddressPolicy", "Fetcher", "forbidden_reason", "image_memory"]

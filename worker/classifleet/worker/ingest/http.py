@@ -6,33 +6,30 @@ What is checked, and where::
      ▲                                                                                               │
      └──────────── redirect: joined, parsed and checked like the first URL, at most 5 ◄──────────────┘
 
-The guard on the socket is what holds: it sees the address that is about to be dialled, whatever the resolver, its
-cache or a second answer of a rebinding name server said before. Nothing of the environment (proxies, netrc) is
-used, no cookie is kept, nothing is decompressed, and the body is counted while it arrives.
+Nothing of the environment (proxies, netrc) is used, no cookie is kept, nothing is decompressed, and the body is
+counted while it arrives. Each hop takes its own turn at its host, and holds nothing between hops and retries.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
 import re
 import socket
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
 from yarl import URL
 
 from classifleet.config.errors import ErrorCode, ImageError
-from classifleet.worker.ingest.address import AddressPolicy, literal_address
+from classifleet.worker.ingest.admission import Admission, Ticket
+from classifleet.worker.ingest.dialling import Dial, Dialler, dialling, progress_trace
+from classifleet.worker.ingest.hosts import Visit
 from classifleet.worker.ingest.outcomes import follow_redirect, image_error, redirect_location, require_accepted
-from classifleet.worker.ingest.resolver import AddressRefused, CheckedResolver, GetAddrInfo
-from classifleet.worker.ingest.retry import MAX_ATTEMPTS, TransientError, retry_wait_seconds
+from classifleet.worker.ingest.policy import AddressPolicy
+from classifleet.worker.ingest.resolver import CheckedResolver, GetAddrInfo
+from classifleet.worker.ingest.retry import with_retries
 
 MAX_REDIRECTS: Final = 5
 MAX_HOST_CHARS: Final = 254  # of DNS, with a trailing dot
-DNS_TTL_SECONDS: Final = 10
 READ_BYTES: Final = 64 << 10
 
 _HEADERS: Final = {
@@ -45,31 +42,22 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PLAIN: Final = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+", re.ASCII)
 
 
-@dataclass(slots=True)
-class _Dial:
-    """The host that a request is for, and what the guard said if it refused an address."""
-
-    host: str
-    refusal: str | None = None
-
-
-_dial: ContextVar[_Dial | None] = ContextVar("classifleet_dial", default=None)
-
-
 class HttpClient:
     """GETs images; every error is an `ImageError`. Its life is spent on one event loop.
 
     Args:
         policy: Where it may go.
+        admission: Lets each request begin.
         max_bytes: Bytes of one body, at most.
         connect_timeout_seconds: For one attempt to connect, TLS included.
-        connections: Sockets open at one time, at most.
+        connections: Sockets in use at one time, at most.
         getaddrinfo: Looks names up; for tests.
     """
 
     def __init__(
         self,
         policy: AddressPolicy,
+        admission: Admission,
         *,
         max_bytes: int,
         connect_timeout_seconds: float,
@@ -77,63 +65,59 @@ class HttpClient:
         getaddrinfo: GetAddrInfo = socket.getaddrinfo,
     ) -> None:
         self._policy = policy
+        self._admission = admission
         self._max_bytes = max_bytes
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds)
-        self._connections = connections
+        self.dialler = Dialler(policy, connections)
         self._getaddrinfo = getaddrinfo
         self._resolver: CheckedResolver | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._keeping: aiohttp.ClientSession | None = None
+        self._closing: aiohttp.ClientSession | None = None
+        self._in_use = 0
 
     async def start(self) -> None:
         """Open the connection pool, on the loop that `get` will be called on."""
         self._resolver = CheckedResolver(self._policy, self._getaddrinfo)
-        connector = aiohttp.TCPConnector(
-            resolver=self._resolver,
-            socket_factory=self._guarded_socket,
-            ttl_dns_cache=DNS_TTL_SECONDS,
-            limit=self._connections,
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
+        self._keeping = self._session(self._resolver, keep_alive=True)
+        self._closing = self._session(self._resolver, keep_alive=False)
+
+    def _session(self, resolver: CheckedResolver, *, keep_alive: bool) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=self.dialler.connector(resolver, keep_alive=keep_alive),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=_HEADERS,
             timeout=self._timeout,
             auto_decompress=False,
             trust_env=False,
+            trace_configs=[progress_trace()],
         )
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._keeping, self._closing):
+            if session is not None:
+                await session.close()
         if self._resolver is not None:
             await self._resolver.close()
 
-    async def get(self, url: str, *, expires_at: float) -> bytes:
+    async def get(self, url: str, ticket: Ticket) -> bytes:
         """The body behind a URL.
 
         Args:
             url: An http(s) URL.
-            expires_at: Time of the event loop after which no retry begins. The caller also cancels there.
+            ticket: The time there is, and the memory that the body is charged to.
 
         Raises:
             ImageError: Whatever went wrong.
+            TimeoutError: The time is up.
         """
-        loop = asyncio.get_running_loop()
-        attempt = 1
-        while True:
-            try:
-                return await self._walk(url)
-            except TransientError as error:
-                wait_seconds = retry_wait_seconds(attempt, error.retry_after_seconds, random.random())
-                if attempt >= MAX_ATTEMPTS or loop.time() + wait_seconds >= expires_at:
-                    raise ImageError(error.code, f"{error} (attempts: {attempt})") from error
-            attempt += 1
-            await asyncio.sleep(wait_seconds)
+        return await with_retries(lambda: self._walk(url, ticket), ticket.clock)
 
-    async def _walk(self, url: str) -> bytes:
+    async def _walk(self, url: str, ticket: Ticket) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
-            answer = await self._request(self._target(url))
+            target = self._target(url)
+            async with self._admission.working(ticket, _host_key(target)) as visit:
+                answer = await self._request(target, visit, ticket)
             if isinstance(answer, bytes):
                 return answer
             url = follow_redirect(url, answer)
@@ -155,47 +139,49 @@ class HttpClient:
             raise ImageError(ErrorCode.FORBIDDEN_ADDRESS, refusal)
         return target
 
-    async def _request(self, target: URL) -> bytes | str:
+    async def _request(self, target: URL, visit: Visit, ticket: Ticket) -> bytes | str:
         """The body, or the Location of a redirect."""
-        if self._session is None:
+        if self._keeping is None or self._closing is None:
             raise RuntimeError("the client has not been started")
-        dial = _Dial(target.raw_host or "")
-        token = _dial.set(dial)
+        session = self._closing if self.dialler.too_many_idle(self._in_use) else self._keeping
+        self._in_use += 1
         try:
-            async with self._session.get(target, allow_redirects=False) as response:
+            with dialling(target.raw_host or "") as dial:
+                return await self._exchange(session, target, dial, visit, ticket)
+        finally:
+            self._in_use -= 1
+
+    async def _exchange(
+        self, session: aiohttp.ClientSession, target: URL, dial: Dial, visit: Visit, ticket: Ticket
+    ) -> bytes | str:
+        try:
+            async with session.get(target, allow_redirects=False) as response:
                 if response.status in _REDIRECTS:
+                    visit.answered = True
                     return redirect_location(response, dial.host)
                 require_accepted(response, dial.host)
-                return await self._body(response)
+                visit.answered = True
+                return await self._body(response, ticket)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if dial.refusal is not None:
                 raise ImageError(ErrorCode.FORBIDDEN_ADDRESS, dial.refusal) from error
             raise image_error(error, dial.host) from error
-        finally:
-            _dial.reset(token)
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _body(self, response: aiohttp.ClientResponse, ticket: Ticket) -> bytes:
         if (response.content_length or 0) > self._max_bytes:
             raise self._too_large(f"the image has {response.content_length} bytes")
         data = bytearray()
         async for part in response.content.iter_chunked(READ_BYTES):
-            data += part
-            if len(data) > self._max_bytes:
+            if len(data) + len(part) > self._max_bytes:
                 raise self._too_large("the image is larger than it may be")
+            await ticket.hold.grow(len(part))
+            data += part
         return bytes(data)
 
     def _too_large(self, what: str) -> ImageError:
         return ImageError(ErrorCode.TOO_LARGE, f"{what}; at most {self._max_bytes} are read")
 
-    def _guarded_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
-        """A socket for an address that may be dialled; the last check, and the one that cannot be raced."""
-        family, kind, proto, _, sockaddr = info
-        dial = _dial.get() or _Dial("")  # without a request no host rule applies
-        address = literal_address(str(sockaddr[0]))
-        if address is None:
-            dial.refusal = f"{dial.host} leads to something that is not an IP address"
-        else:
-            dial.refusal = self._policy.refusal(dial.host or str(address), address, int(sockaddr[1]))
-        if dial.refusal is not None:
-            raise AddressRefused(dial.refusal)
-        return socket.socket(family, kind, proto)
+
+def _host_key(target: URL) -> str:
+    """What counts as one host: the name, however it is written."""
+    return (target.raw_host or "").lower().rstrip(".")

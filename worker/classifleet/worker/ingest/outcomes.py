@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import ssl
 from typing import Final
@@ -11,12 +12,16 @@ import aiohttp
 
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.config.reference import parse_reference
-from classifleet.worker.ingest.resolver import AddressRefused
-from classifleet.worker.ingest.retry import TransientError, retry_after_seconds
+from classifleet.worker.ingest.resolver import AddressRefused, LookupTimeout
+from classifleet.worker.ingest.retry import RETRIED_STATUSES, HostTrouble, TransientError, retry_after_seconds
 
 _ACCEPTED: Final = frozenset({200, 203})
 _COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
 _UNCLEAN: Final = re.compile(r"[\x00-\x20\x7f\\]")
+# The worker's own trouble, for which no host is to blame: descriptors, ports, memory, routes.
+_OURS: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.ENETDOWN}
+)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:", re.ASCII)
 
 
@@ -58,7 +63,7 @@ def require_accepted(response: aiohttp.ClientResponse, host: str) -> None:
         raise ImageError(ErrorCode.NOT_FOUND, answered)
     if status in (401, 403):
         raise ImageError(ErrorCode.ACCESS_DENIED, answered)
-    if status == 429 or status >= 500:
+    if status in RETRIED_STATUSES:
         raise TransientError(answered, retry_after=retry_after_seconds(response.headers.get("Retry-After")))
     if status not in _ACCEPTED:
         raise ImageError(ErrorCode.FETCH_FAILED, f"{answered}, which is not a whole image")
@@ -74,16 +79,23 @@ def image_error(error: Exception, host: str) -> ImageError:
         return ImageError(ErrorCode.FORBIDDEN_ADDRESS, cause.refusal)
     if isinstance(error, aiohttp.InvalidURL):
         return ImageError(ErrorCode.INVALID_REFERENCE, "the reference is not a URL")
-    if isinstance(error, TimeoutError):
+    if isinstance(cause, LookupTimeout):
+        return ImageError(ErrorCode.FETCH_TIMEOUT, f"the host name {host} was not looked up in time")
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return ImageError(ErrorCode.FETCH_FAILED, f"the host name {host} does not resolve")
+    if isinstance(error, TimeoutError) or isinstance(cause, TimeoutError):
         return TransientError(f"{host} did not accept a connection in time", code=ErrorCode.FETCH_TIMEOUT)
+    number = cause.errno if cause is not None else error.errno if isinstance(error, OSError) else None
+    if number in _OURS:
+        return ImageError(ErrorCode.FETCH_FAILED, f"the worker cannot open connections: {errno.errorcode[number]}")
+    return HostTrouble(ErrorCode.FETCH_FAILED, _problem(error, host))
+
+
+def _problem(error: Exception, host: str) -> str:
     if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
-        problem = f"no trusted TLS connection to {host}"
-    elif isinstance(error, aiohttp.ClientConnectorDNSError):
-        problem = f"the host name {host} does not resolve"
-    elif isinstance(error, aiohttp.ClientConnectorError):
-        problem = f"cannot connect to {host}: {error.os_error.strerror or 'refused'}"
-    elif isinstance(error, aiohttp.ClientResponseError):
-        problem = f"{host} answered with something that is not HTTP"
-    else:
-        problem = f"the connection to {host} broke before the whole image had arrived"
-    return ImageError(ErrorCode.FETCH_FAILED, problem)
+        return f"no trusted TLS connection to {host}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot connect to {host}: {error.os_error.strerror or 'refused'}"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"{host} answered with something that is not HTTP"
+    return f"the connection to {host} broke before the whole image had arrived"

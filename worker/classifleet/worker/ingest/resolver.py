@@ -1,4 +1,10 @@
-"""Host names to addresses: every answer is checked before any of them is dialled."""
+"""Host names to addresses: every answer is checked before any of them is dialled.
+
+`getaddrinfo` has no timeout of its own and cannot be stopped, so a stranger's name server can hold a thread for as
+long as the system's resolver waits (`options timeout: attempts:` in resolv.conf). Threads are therefore lent like
+slots: a lookup that has taken longer than a second no longer counts among the few that others wait for. Who waits
+for one gives up after a few seconds; a name is never looked up twice at one time.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +13,19 @@ import errno
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from classifleet.worker.ingest.address import AddressPolicy, literal_address
+from classifleet.worker.ingest.address import literal_address
+from classifleet.worker.ingest.policy import AddressPolicy
+from classifleet.worker.ingest.slots import Lanes
 
-DNS_THREADS: Final = 16  # getaddrinfo has no timeout of its own; lookups beyond these wait
+DNS_THREADS: Final = 16
+SLOW_DNS_THREADS: Final = 240  # for names that take longer than a second
+LOOKUP_SECONDS: Final = 5.0
+MAX_ADDRESSES: Final = 4  # of one name that are dialled: connecting goes on to the next after a quarter of a second
 
 GetAddrInfo = Callable[..., list[Any]]
 
@@ -26,13 +38,22 @@ class AddressRefused(OSError):
         self.refusal = refusal
 
 
+class LookupTimeout(OSError):
+    """A name was not looked up in time."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ETIMEDOUT, "the name was not looked up in time")
+
+
 class CheckedResolver(AbstractResolver):
     """`getaddrinfo` in a bounded pool; a name is refused if any one of its addresses is."""
 
     def __init__(self, policy: AddressPolicy, getaddrinfo: GetAddrInfo = socket.getaddrinfo) -> None:
         self._policy = policy
         self._getaddrinfo = getaddrinfo
-        self._pool = ThreadPoolExecutor(DNS_THREADS, thread_name_prefix="classifleet-dns")
+        self._pool = ThreadPoolExecutor(DNS_THREADS + SLOW_DNS_THREADS, thread_name_prefix="classifleet-dns")
+        self._lanes = Lanes(DNS_THREADS, SLOW_DNS_THREADS)
+        self._under_way: dict[tuple[str, int, int], asyncio.Task[list[Any]]] = {}
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -41,24 +62,47 @@ class CheckedResolver(AbstractResolver):
 
         Raises:
             AddressRefused: One of its addresses is forbidden.
+            LookupTimeout: It takes too long.
             OSError: It has none.
         """
-        loop = asyncio.get_running_loop()
         try:
-            answers = await loop.run_in_executor(self._pool, self._lookup, host, port, family)
+            answers = await asyncio.wait_for(asyncio.shield(self._task(host, port, family)), LOOKUP_SECONDS)
+        except TimeoutError:
+            raise LookupTimeout from None
         except UnicodeError:
             raise OSError(errno.EINVAL, "not a host name") from None
-        results = [self._checked(host, port, answer) for answer in answers]
+        results = [self._checked(host, port, answer) for answer in answers]  # all of them, before any is left out
         if not results:
             raise OSError(errno.ENOENT, "the name has no address")
-        return results
+        return results[:MAX_ADDRESSES]
 
     async def close(self) -> None:
         """Drop the lookups that wait; those under way end by themselves."""
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _lookup(self, host: str, port: int, family: int) -> list[Any]:
-        return self._getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+    def _task(self, host: str, port: int, family: int) -> asyncio.Task[list[Any]]:
+        name = (host.lower(), port, family)
+        task = self._under_way.get(name)
+        if task is None:
+            task = self._under_way[name] = asyncio.create_task(self._lookup(host, port, family))
+            task.add_done_callback(lambda done: self._done(name, done))
+        return task
+
+    def _done(self, name: tuple[str, int, int], task: asyncio.Task[list[Any]]) -> None:
+        del self._under_way[name]
+        if not task.cancelled():
+            task.exception()  # seen, if nobody waits for it any more
+
+    async def _lookup(self, host: str, port: int, family: int) -> list[Any]:
+        """Holds its slot until the thread is free, however long that takes."""
+        async with self._lanes.slot() as slot:
+            slot.begin()
+            call = partial(self._getaddrinfo, host, port, family=family, type=socket.SOCK_STREAM)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     def _checked(self, host: str, port: int, answer: Any) -> ResolveResult:
         family, _, proto, _, sockaddr = answer

@@ -1,22 +1,41 @@
-"""When to ask a server again: pure functions of the attempt and of what the server said."""
+"""When to ask again: after 429, 502, 503, 504 and timeouts, while there is time; and after nothing else.
+
+A refused or broken connection is not among them: it is an answer, most often the same the next time, and
+`fetch_failed` is retryable by whoever submitted the image. (A pooled connection that the server closed just as it was
+used again is no failure of a request: aiohttp repeats that one on a new connection.)
+
+The wait holds no slot, no turn at the host and no memory.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import math
+import random
 import re
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Final, TypeVar
 
 from classifleet.config.errors import ErrorCode, ImageError
+from classifleet.worker.ingest.clock import Clock
+from classifleet.worker.instruments import FETCH_RETRIES
 
 MAX_ATTEMPTS: Final = 3
 BACKOFF_BASE_SECONDS: Final = 0.25
 BACKOFF_MAX_SECONDS: Final = 5.0
+RETRIED_STATUSES: Final = frozenset({429, 502, 503, 504})
 _SECONDS: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
+_T = TypeVar("_T")
 
 
-class TransientError(ImageError):
+class HostTrouble(ImageError):
+    """A failure that speaks against the host: it did not answer, or answered that it cannot."""
+
+
+class TransientError(HostTrouble):
     """A failure that the same request may not meet again."""
 
     def __init__(
@@ -24,6 +43,24 @@ class TransientError(ImageError):
     ) -> None:
         super().__init__(code, message)
         self.retry_after_seconds = retry_after
+
+
+async def with_retries(request: Callable[[], Awaitable[_T]], clock: Clock) -> _T:
+    """Make a request, again after each `TransientError`, as often and as long as there is time for it.
+
+    Raises:
+        ImageError: What the last attempt raised.
+    """
+    for attempt in itertools.count(1):
+        try:
+            return await request()
+        except TransientError as error:
+            wait_seconds = retry_wait_seconds(attempt, error.retry_after_seconds, random.random())
+            if attempt >= MAX_ATTEMPTS or wait_seconds >= clock.seconds_left:
+                raise ImageError(error.code, f"{error} (attempts: {attempt})") from error
+        FETCH_RETRIES.inc()
+        await asyncio.sleep(wait_seconds)
+    raise AssertionError("unreachable")
 
 
 def retry_wait_seconds(attempt: int, retry_after: float | None, jitter: float) -> float:

@@ -1,64 +1,55 @@
-"""Images from object storage, through boto3, which is imported when the first one is asked for."""
+"""Images from object storage: which may be read, and by which client.
+
+obstore reads; boto3 finds endpoint, region and credentials, and reads what obstore cannot (keys that begin or end
+with a slash or hold control characters, buckets of another region, stores behind a private CA), or everything if
+the setting `s3_client` says so. Both are imported when the first object is asked for.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import re
 import threading
-import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from classifleet.config.errors import ErrorCode, ImageError, MissingExtra, SettingsError, StorageError
+from classifleet.config.errors import ErrorCode, ImageError, SettingsError
 from classifleet.config.reference import Reference
 from classifleet.config.settings import Settings
-from classifleet.config.storage import s3_client
-
-READ_BYTES: Final = 256 << 10
+from classifleet.worker.ingest.admission import Admission, Ticket
+from classifleet.worker.ingest.memory import Hold
+from classifleet.worker.ingest.retry import with_retries
+from classifleet.worker.ingest.s3_boto import THREADS, BotoCall, make_client
+from classifleet.worker.ingest.s3_obstore import CannotRead, ObstoreReader
 
 # No ARNs, which name endpoints of their own, and nothing that a path-style URL would read as another path.
 _BUCKET: Final = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]", re.ASCII)
 _DOTS: Final = frozenset({".", ".."})
+_MAX_KEY_BYTES: Final = 1024  # of S3
 
-_CODES: Final = {
-    "NoSuchKey": ErrorCode.NOT_FOUND,
-    "NoSuchBucket": ErrorCode.NOT_FOUND,
-    "NoSuchVersion": ErrorCode.NOT_FOUND,
-    "AccessDenied": ErrorCode.ACCESS_DENIED,
-    "ExpiredToken": ErrorCode.ACCESS_DENIED,
-    "InvalidAccessKeyId": ErrorCode.ACCESS_DENIED,
-    "InvalidToken": ErrorCode.ACCESS_DENIED,
-    "SignatureDoesNotMatch": ErrorCode.ACCESS_DENIED,
-    "InvalidBucketName": ErrorCode.INVALID_REFERENCE,
-    "KeyTooLongError": ErrorCode.INVALID_REFERENCE,
-    "RequestTimeout": ErrorCode.FETCH_TIMEOUT,
-    # An archived object answers 403, and the worker's credentials are not to blame.
-    "InvalidObjectState": ErrorCode.FETCH_FAILED,
-    "RequestTimeTooSkewed": ErrorCode.FETCH_FAILED,
-}
-_STATUSES: Final = {
-    401: ErrorCode.ACCESS_DENIED,
-    403: ErrorCode.ACCESS_DENIED,
-    404: ErrorCode.NOT_FOUND,
-    408: ErrorCode.FETCH_TIMEOUT,
-    504: ErrorCode.FETCH_TIMEOUT,
-}
+_Clients = tuple[Any, ObstoreReader | None]  # boto3's, and obstore's if it may be used
 
 
 class S3Reader:
-    """Reads objects of the buckets and prefixes that the operator opened. Safe across threads.
+    """Reads objects of the buckets and prefixes that the operator opened.
 
     Args:
         settings: Endpoint, allow-list and limits.
+        admission: Lets each request begin.
 
     Raises:
         SettingsError: An entry of `source_allow` is not `s3://bucket/prefix`.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, admission: Admission) -> None:
         self._settings = settings
+        self._admission = admission
         self._allowed = _prefixes(settings.source_allow)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="classifleet-s3")
         self._lock = threading.Lock()
-        self._client: Any = None
+        self._clients: _Clients | None = None
 
     def require_allowed(self, reference: Reference) -> None:
         """Check a reference without asking anyone.
@@ -69,70 +60,78 @@ class S3Reader:
         bucket, key = reference.bucket, reference.location
         if not _BUCKET.fullmatch(bucket):
             raise ImageError(ErrorCode.INVALID_REFERENCE, "the bucket's name is not one that a bucket can have")
-        if _DOTS & set(key.split("/")):  # a server that tidies paths would read elsewhere than was checked
+        # A server that tidies paths would read elsewhere than was checked; SeaweedFS takes a backslash for a slash.
+        if _DOTS & set(key.replace("\\", "/").split("/")):
             raise ImageError(ErrorCode.INVALID_REFERENCE, "the key has a segment . or .., which not all stores accept")
+        if not _is_utf8(key) or len(key.encode()) > _MAX_KEY_BYTES:
+            raise ImageError(ErrorCode.INVALID_REFERENCE, f"a key is UTF-8 of at most {_MAX_KEY_BYTES} bytes")
         if self._allowed and not any(_covers(prefix, bucket, key) for prefix in self._allowed):
             raise ImageError(
                 ErrorCode.FORBIDDEN_SOURCE, f"s3://{bucket}/… is not below what the setting source_allow names"
             )
 
-    def read(self, reference: Reference, *, expires_at: float) -> bytes:
-        """Read an object. Blocks, in a thread of the caller's.
+    async def read(self, reference: Reference, ticket: Ticket) -> bytes:
+        """Read an object.
 
         Args:
             reference: Of the scheme `s3`.
-            expires_at: Time of `time.monotonic()` after which reading stops.
+            ticket: The time there is, and the memory that the object is charged to.
 
         Raises:
             ImageError: Whatever went wrong.
+            TimeoutError: The time is up.
         """
         self.require_allowed(reference)
-        client = self._open()
-        from botocore.exceptions import BotoCoreError, ClientError
-        from urllib3.exceptions import HTTPError
-
-        try:
-            answer = client.get_object(Bucket=reference.bucket, Key=reference.location)
-            return self._stream(answer, expires_at)
-        except ClientError as error:
-            raise _refusal(error) from error
-        except (BotoCoreError, HTTPError, OSError) as error:
-            raise _failure(error) from error
+        return await with_retries(lambda: self._attempt(reference, ticket), ticket.clock)
 
     def close(self) -> None:
         """Close the connections; a read under way ends on its own."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
+            clients, self._clients = self._clients, None
+        if clients is not None:
+            clients[0].close()
 
-    def _open(self) -> Any:
-        with self._lock:
-            if self._client is None:
+    async def _attempt(self, reference: Reference, ticket: Ticket) -> bytes:
+        async with self._admission.working(ticket):
+            client, fast = await self._opened()
+            if fast is not None:
                 try:
-                    self._client = s3_client(self._settings)
-                except (StorageError, MissingExtra) as error:
-                    raise ImageError(ErrorCode.FETCH_FAILED, str(error)) from error
-            return self._client
+                    return await fast.read(reference, ticket.hold)
+                except CannotRead:
+                    pass  # boto3 can
+            return await self._read_in_thread(client, reference, ticket.hold)
 
-    def _stream(self, answer: Any, expires_at: float) -> bytes:
-        body = answer["Body"]
+    async def _read_in_thread(self, client: Any, reference: Reference, hold: Hold) -> bytes:
+        loop = asyncio.get_running_loop()
+
+        def charge(size: int) -> None:
+            asyncio.run_coroutine_threadsafe(hold.grow(size), loop).result()
+
+        call = BotoCall(client, reference, max_bytes=self._settings.max_bytes, charge=charge)
         try:
-            self._require_size(answer.get("ContentLength") or 0)
-            data = bytearray()
-            while part := body.read(READ_BYTES):
-                data += part
-                self._require_size(len(data))
-                if time.monotonic() >= expires_at:
-                    raise ImageError(ErrorCode.FETCH_TIMEOUT, "the object did not arrive in time")
-            return bytes(data)
-        finally:
-            body.close()
+            return await loop.run_in_executor(self._pool, call.read)
+        except asyncio.CancelledError:
+            call.give_up()
+            raise
 
-    def _require_size(self, size: int) -> None:
-        limit = self._settings.max_bytes
-        if size > limit:
-            raise ImageError(ErrorCode.TOO_LARGE, f"the object has {size} bytes or more; at most {limit} are read")
+    async def _opened(self) -> _Clients:
+        if self._clients is not None:
+            return self._clients
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._open)
+
+    def _open(self) -> _Clients:
+        """Both clients, made once; may ask a metadata server for credentials."""
+        with self._lock:
+            if self._clients is not None:
+                return self._clients
+            session, client, private_ca = make_client(self._settings)
+            fast = None
+            if self._settings.s3_client == "auto" and not private_ca and importlib.util.find_spec("obstore"):
+                fast = ObstoreReader(self._settings, session, client)
+            made: _Clients = (client, fast)
+            self._clients = made
+            return made
 
 
 def _prefixes(entries: Iterable[str]) -> list[tuple[str, str]]:
@@ -152,23 +151,9 @@ def _covers(allowed: tuple[str, str], bucket: str, key: str) -> bool:
     return bucket == allowed_bucket and (key == prefix or key.startswith(folder))
 
 
-def _refusal(error: Any) -> ImageError:
-    """What an answer of the store means; its message is left out, since it may quote signatures."""
-    name = str(error.response.get("Error", {}).get("Code", "")) or "no code"
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    code = _CODES.get(name) or _STATUSES.get(status, ErrorCode.FETCH_FAILED)
-    return ImageError(code, f"the object store answered {status} ({name})")
-
-
-def _failure(error: Exception) -> ImageError:
-    """What it means that the store did not answer."""
-    from botocore import exceptions
-    from urllib3.exceptions import TimeoutError as Urllib3Timeout
-
-    if isinstance(error, (exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError, Urllib3Timeout, TimeoutError)):
-        return ImageError(ErrorCode.FETCH_TIMEOUT, "the object store did not answer in time")
-    if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
-        return ImageError(ErrorCode.ACCESS_DENIED, "the worker has no credentials for the object store")
-    if isinstance(error, exceptions.ParamValidationError):
-        return ImageError(ErrorCode.INVALID_REFERENCE, "the bucket or the key is not one that S3 accepts")
-    return ImageError(ErrorCode.FETCH_FAILED, f"the object store failed: {type(error).__name__}")
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

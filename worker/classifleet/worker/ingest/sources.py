@@ -1,7 +1,10 @@
 """A reference becomes bytes, by whichever way its scheme says.
 
-http(s) runs on the event loop; object storage, files, blobs and long base64 block, each in a bounded pool of threads
-of its own, so that a hanging network disk never keeps a blob waiting. Whatever goes wrong is one `ImageError`.
+reference ─► a slot, room in memory, a turn at the host ─► http(s) │ s3 │ file │ data │ blob ─► bytes, or an ImageError
+
+http(s) and object storage run on the event loop; files, blobs and long base64 block, each in a bounded pool of
+threads of its own, so that a hanging network disk never keeps a blob waiting. Slots, memory and turns are bounded
+apart from each other, so that a slow stranger has no more than his own.
 """
 
 from __future__ import annotations
@@ -11,30 +14,34 @@ import logging
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Final
 
 from classifleet.config.errors import ClassifleetError, ErrorCode, ImageError
 from classifleet.config.reference import Reference, decode_data_uri, redact
 from classifleet.config.settings import Settings
-from classifleet.config.storage import S3_POOL_CONNECTIONS
-from classifleet.worker.ingest.address import AddressPolicy
+from classifleet.worker.ingest.admission import Admission, Ticket
 from classifleet.worker.ingest.files import read_file
+from classifleet.worker.ingest.hosts import HostTable
 from classifleet.worker.ingest.http import HttpClient
+from classifleet.worker.ingest.memory import MemoryBudget, keep_or_release
+from classifleet.worker.ingest.policy import AddressPolicy
 from classifleet.worker.ingest.resolver import GetAddrInfo
 from classifleet.worker.ingest.s3 import S3Reader
+from classifleet.worker.ingest.slots import Lanes
+from classifleet.worker.instruments import FETCH_CONNECTIONS, FETCH_SLOTS
 
 FILE_THREADS: Final = 4
 BLOB_THREADS: Final = 4
 DATA_THREADS: Final = 2
+PATIENCE_SHARE: Final = 0.5  # of the time an image has; a host that was given less is not held to have failed
 INLINE_DECODE_CHARS: Final = 128 << 10  # base64 longer than this (about 0.1 ms) is decoded off the event loop
 
 ReadBlob = Callable[[str, str, str], bytes | None]
-_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
 class Fetcher:
-    """Fetches the bytes of images, `fetch_concurrency` at one time.
+    """Fetches the bytes of images, `fetch_concurrency` at one time and the slow ones beside them.
 
     Made anywhere, then started, used and closed on one event loop.
 
@@ -45,7 +52,7 @@ class Fetcher:
         getaddrinfo: Looks host names up; for tests.
 
     Raises:
-        SettingsError: `http_allow` or `source_allow` has an entry that cannot be read.
+        SettingsError: `http_allow`, `http_deny` or `source_allow` has an entry that cannot be read.
     """
 
     def __init__(
@@ -53,17 +60,22 @@ class Fetcher:
     ) -> None:
         self._settings = settings
         self._read_blob = read_blob
-        self._slots = asyncio.Semaphore(settings.fetch_concurrency)
+        self._memory = MemoryBudget(max(settings.fetch_max_total_bytes, 2 * settings.max_bytes), settings.max_bytes)
+        self._lanes = Lanes(settings.fetch_concurrency, settings.fetch_slow_concurrency)
+        self._hosts = HostTable(
+            settings.fetch_host_concurrency, patience_seconds=PATIENCE_SHARE * settings.fetch_timeout_seconds
+        )
+        self._admission = Admission(self._lanes, self._memory, self._hosts)
         self._http = HttpClient(
-            AddressPolicy(settings.http_allow),
+            AddressPolicy(settings.http_allow, deny=settings.http_deny, ports=settings.http_ports),
+            self._admission,
             max_bytes=settings.max_bytes,
             connect_timeout_seconds=settings.connect_timeout_seconds,
-            connections=settings.fetch_concurrency,
+            connections=settings.fetch_concurrency + settings.fetch_slow_concurrency,
             getaddrinfo=getaddrinfo,
         )
-        self._s3 = S3Reader(settings)
+        self._s3 = S3Reader(settings, self._admission)
         # Threads start when there is work for them.
-        self._s3_pool = _pool("s3", min(settings.fetch_concurrency, S3_POOL_CONNECTIONS))
         self._file_pool = _pool("files", FILE_THREADS)
         self._blob_pool = _pool("blobs", BLOB_THREADS)
         self._data_pool = _pool("data", DATA_THREADS)
@@ -71,11 +83,14 @@ class Fetcher:
     async def start(self) -> None:
         """Open what needs the running event loop."""
         await self._http.start()
+        FETCH_SLOTS.labels("fast").set_function(lambda: self._lanes.fast_held)
+        FETCH_SLOTS.labels("slow").set_function(lambda: self._lanes.slow_held)
+        FETCH_CONNECTIONS.set_function(self._http.dialler.open_sockets)
 
     async def close(self) -> None:
         """Close connections and threads; call it when no fetch is under way."""
         await self._http.close()
-        for pool in (self._s3_pool, self._file_pool, self._blob_pool, self._data_pool):
+        for pool in (self._file_pool, self._blob_pool, self._data_pool):
             pool.shutdown(wait=False, cancel_futures=True)
         self._s3.close()
 
@@ -88,51 +103,59 @@ class Fetcher:
             reference: From `parse_reference`.
             job: The job that a `blob:` belongs to.
             chunk: The chunk that a `blob:` belongs to.
-            deadline_seconds: All the time there is from now on, waiting for a slot included. Apart from it, no
-                image takes longer than `fetch_timeout_seconds` once it has its slot.
+            deadline_seconds: All the time there is from now on, waiting included. Apart from it, no image takes
+                longer than `fetch_timeout_seconds` from its first connection on.
 
         Raises:
             ImageError: Whatever went wrong; `fetch_timeout` if it was the time.
         """
+        ticket = self._admission.ticket(self._settings.fetch_timeout_seconds, deadline_seconds)
         try:
-            return await self._within(reference, job, chunk, deadline_seconds)
+            data = await self._explained(reference, job, chunk, ticket)
+        except BaseException:
+            ticket.hold.release()
+            raise
+        keep_or_release(ticket.hold)
+        return data
+
+    async def _explained(self, reference: Reference, job: str, chunk: str, ticket: Ticket) -> bytes:
+        try:
+            return await self._read(reference, job, chunk, ticket)
         except ImageError:
             raise
         except TimeoutError as error:
-            raise ImageError(ErrorCode.FETCH_TIMEOUT, "the image did not arrive in time") from error
+            why = ", and its memory was needed for others" if ticket.hold.evicted else ""
+            raise ImageError(ErrorCode.FETCH_TIMEOUT, f"the image did not arrive in time{why}") from error
         except Exception as error:
             _log.exception("fetching %.200s failed in a way nobody thought of", redact(reference.text))
             raise ImageError(ErrorCode.INTERNAL, f"fetching failed: {type(error).__name__}") from error
 
-    async def _within(self, reference: Reference, job: str, chunk: str, deadline_seconds: float | None) -> bytes:
-        if reference.scheme == "data" and len(reference.location) <= INLINE_DECODE_CHARS:
-            return decode_data_uri(reference.location, max_bytes=self._settings.max_bytes)
-        if deadline_seconds is not None and deadline_seconds <= 0:
-            raise TimeoutError
-        loop = asyncio.get_running_loop()
-        limit = None if deadline_seconds is None else loop.time() + deadline_seconds
-        async with asyncio.timeout_at(limit), self._slots:
-            expires_at = loop.time() + self._settings.fetch_timeout_seconds
-            if limit is not None:
-                expires_at = min(limit, expires_at)
-            async with asyncio.timeout_at(expires_at):
-                return await self._read(reference, job, chunk, expires_at)
-
-    async def _read(self, reference: Reference, job: str, chunk: str, expires_at: float) -> bytes:
+    async def _read(self, reference: Reference, job: str, chunk: str, ticket: Ticket) -> bytes:
         location, max_bytes = reference.location, self._settings.max_bytes
         match reference.scheme:
             case "http" | "https":
-                return await self._http.get(location, expires_at=expires_at)
+                return await self._http.get(location, ticket)
             case "s3":
-                return await _run(self._s3_pool, lambda: self._s3.read(reference, expires_at=expires_at))
+                return await self._s3.read(reference, ticket)
             case "file":
                 roots = self._settings.file_roots
-                return await _run(self._file_pool, lambda: read_file(location, roots, max_bytes=max_bytes))
+                return await self._run(
+                    self._file_pool, lambda: read_file(location, roots, max_bytes=max_bytes), ticket
+                )
+            case "data" if len(location) <= INLINE_DECODE_CHARS:
+                return decode_data_uri(location, max_bytes=max_bytes)
             case "data":
-                return await _run(self._data_pool, lambda: decode_data_uri(location, max_bytes=max_bytes))
+                return await self._run(self._data_pool, lambda: decode_data_uri(location, max_bytes=max_bytes), ticket)
             case "blob":
-                return await _run(self._blob_pool, lambda: self._blob(job, chunk, location))
+                return await self._run(self._blob_pool, lambda: self._blob(job, chunk, location), ticket)
         raise ImageError(ErrorCode.INVALID_REFERENCE, f"{reference.scheme!r} is not a scheme that can be fetched")
+
+    async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], bytes], ticket: Ticket) -> bytes:
+        """Run a blocking call in a pool; a caller that gives up takes back what has not begun."""
+        async with self._admission.working(ticket):
+            data = await asyncio.get_running_loop().run_in_executor(pool, call)
+        ticket.hold.charge(len(data))
+        return data
 
     def _blob(self, job: str, chunk: str, sha256: str) -> bytes:
         try:
@@ -151,8 +174,3 @@ class Fetcher:
 
 def _pool(name: str, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix=f"classifleet-{name}")
-
-
-async def _run(pool: ThreadPoolExecutor, call: Callable[[], _T]) -> _T:
-    """Run a blocking call in a pool; a caller that gives up takes back what has not begun."""
-    return await asyncio.get_running_loop().run_in_executor(pool, call)

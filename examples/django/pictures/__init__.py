@@ -1,0 +1,1 @@
+"""Pictures that are classified after their row is committed."""

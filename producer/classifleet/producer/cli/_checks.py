@@ -1,0 +1,99 @@
+"""The producer's checks for `classifleet doctor`: versions, broker, ledger, object store."""
+
+from __future__ import annotations
+
+import platform
+import uuid
+from collections.abc import Iterator
+from typing import Final
+
+from classifleet.config import ClassifleetError, Keys, Settings, mask_url, queue_name
+from classifleet.config.checks import Check, Finding, State, check_requirements
+from classifleet.config.storage import open_store
+from classifleet.ledger import connect, problems
+
+STORE_REMEDY: Final = "check its name, CLASSIFLEET_S3_ENDPOINT_URL and the credentials"
+
+
+def producer_checks() -> list[Check]:
+    """Those that every machine can carry out."""
+    return [check_versions, check_broker, check_ledger, check_store]
+
+
+def check_versions(_: Settings) -> Iterator[Finding]:
+    """Are Python and the libraries those that classifleet was made for?"""
+    yield from check_requirements("versions", extra=None, also=f"Python {platform.python_version()}")
+
+
+def check_broker(settings: Settings) -> Iterator[Finding]:
+    """Does the broker answer?"""
+    if not settings.broker_url:
+        yield Finding(
+            "broker",
+            State.WARNING,
+            "none is configured; classify and bulk start an embedded fleet",
+            "set CLASSIFLEET_BROKER_URL to use a fleet",
+        )
+        return
+    from classifleet.config.celery_app import Publisher
+
+    publisher = Publisher(settings)
+    try:
+        waiting = sum(publisher.depth(queue_name(pool, "bulk")) for pool in settings.queues)
+    except ClassifleetError as error:
+        yield Finding("broker", State.FAILED, str(error), "start it, or correct CLASSIFLEET_BROKER_URL")
+        return
+    finally:
+        publisher.close()
+    yield Finding("broker", State.OK, f"{mask_url(settings.broker_url)} answers; {waiting} bulk messages wait")
+
+
+def check_ledger(settings: Settings) -> Iterator[Finding]:
+    """Is the ledger's Redis there, and fit to hold one?"""
+    import redis
+
+    if not settings.broker_url and not settings.redis_url:
+        return
+    url = mask_url(settings.ledger_url())
+    client = connect(settings)
+    try:
+        found = problems(client, Keys(settings.namespace), ephemeral=settings.ephemeral)
+    except redis.RedisError as error:
+        remedy = "start it, or correct CLASSIFLEET_REDIS_URL (default: the broker's)"
+        yield Finding("ledger", State.FAILED, f"{url} does not answer: {error}", remedy)
+        return
+    finally:
+        client.close()
+    for problem in found:
+        yield Finding("ledger", State.FAILED, f"{url}: {problem.what}", problem.remedy)
+    if not found:
+        yield Finding("ledger", State.OK, f"{url} is fit")
+
+
+def check_store(settings: Settings) -> Iterator[Finding]:
+    """Can the sinks be written, and the sources be listed?"""
+    if not settings.sink_allow and not settings.source_allow:
+        yield Finding("object store", State.OK, "no sink is allowed; records stay in Redis (CLASSIFLEET_SINK_ALLOW)")
+    for sink in settings.sink_allow:
+        yield _try_sink(sink, settings)
+    for source in settings.source_allow:
+        yield _try_source(source, settings)
+
+
+def _try_sink(sink: str, settings: Settings) -> Finding:
+    probe = f".classifleet-doctor-{uuid.uuid4().hex}"
+    try:
+        store = open_store(sink, settings)
+        store.put(probe, b"classifleet doctor")
+        store.delete(probe)
+    except (ClassifleetError, FileNotFoundError) as error:
+        return Finding("object store", State.FAILED, f"the sink {sink} cannot be written: {error}", STORE_REMEDY)
+    return Finding("object store", State.OK, f"the sink {sink} can be written")
+
+
+def _try_source(source: str, settings: Settings) -> Finding:
+    try:
+        next(iter(open_store(source, settings).names()), None)
+    except (ClassifleetError, FileNotFoundError) as error:
+        return Finding("object store", State.FAILED, f"the source {source} cannot be listed: {error}", STORE_REMEDY)
+    return Finding("object store", State.OK, f"the source {source} can be listed")

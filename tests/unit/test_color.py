@@ -1,0 +1,191 @@
+"""Colours as a person sees them: profiles and gamma that turn a picture into another one are obeyed."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from classifleet.config import ErrorCode, ImageError
+from classifleet.worker.decode import DecodeLimits, decode
+from tests.models_support import encode, noise, spec
+
+RED_XYZ, GREEN_XYZ, BLUE_XYZ = (0.436, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)
+SRGB = (RED_XYZ, GREEN_XYZ, BLUE_XYZ)
+ADOBE = ((0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609), (0.1492, 0.0632, 0.7446))
+DISPLAY_P3 = ((0.5151, 0.2412, -0.0011), (0.2919, 0.6922, 0.0419), (0.1572, 0.0666, 0.7841))
+PROPHOTO = ((0.7977, 0.2880, 0.0), (0.1352, 0.7119, 0.0), (0.0313, 0.0001, 0.8249))
+IMAGENET = spec(resize="shortest_edge_crop", resize_size=256, crop_size=[224, 224])
+KINDS = {"PNG": {}, "WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+
+
+def pixels(data: bytes) -> np.ndarray:
+    (picture,) = decode(data).pictures.values()
+    return np.asarray(picture.image).astype(int)
+
+
+def profile(primaries=SRGB, curve: float | list[int] = 2.2, space: bytes = b"RGB ") -> bytes:
+    """An ICC profile (version 2) of three primaries and one curve: a gamma, or 16-bit levels."""
+
+    def xyz(values):
+        return b"XYZ " + bytes(4) + b"".join(struct.pack(">i", round(value * 65_536)) for value in values)
+
+    levels = [round(curve * 256)] if isinstance(curve, float) else curve
+    curves = b"curv" + bytes(4) + struct.pack(f">I{len(levels)}H", len(levels), *levels)
+    tags = {b"wtpt": xyz((0.9642, 1, 0.8249))}
+    if space == b"GRAY":
+        tags[b"kTRC"] = curves
+    else:
+        tags |= {b"rgb"[n : n + 1] + b"XYZ": xyz(primaries[n]) for n in range(3)}
+        tags |= {b"rgb"[n : n + 1] + b"TRC": curves for n in range(3)}
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, value in tags.items():
+        padded = value + bytes(-len(value) % 4)
+        table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(value))
+        body += padded
+    head = struct.pack(
+        ">I4sI4s4s4s12x4s28x", 132 + len(table) - 4 + len(body), b"none", 0x02400000, b"mntr", space, b"XYZ ", b"acsp"
+    )
+    head += xyz((0.9642, 1, 0.8249))[8:]
+    return head.ljust(128, b"\0") + table + body
+
+
+def with_chunk(data: bytes, kind: bytes, body: bytes) -> bytes:
+    """A PNG with one more chunk after its header."""
+    return (
+        data[:33] + struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) + data[33:]
+    )
+
+
+def gamma(exponent: float, image: Image.Image) -> bytes:
+    return with_chunk(encode(image, "PNG"), b"gAMA", struct.pack(">I", round(exponent * 100_000)))
+
+
+@pytest.mark.parametrize("primaries", [SRGB, ADOBE, DISPLAY_P3, PROPHOTO], ids=["sRGB", "Adobe", "P3", "ProPhoto"])
+@pytest.mark.parametrize("curve", [1.8, 2.2])
+def test_ordinary_profiles_are_not_applied_as_in_training(primaries, curve):
+    image = noise(60, 40)
+    assert np.array_equal(pixels(encode(image, "PNG", icc_profile=profile(primaries, curve))), np.asarray(image))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_profile_that_swaps_colours_is_obeyed(kind):
+    data = encode(Image.new("RGB", (16, 16), (250, 10, 10)), kind, icc_profile=profile(SRGB[::-1]), **KINDS[kind])
+    red, _, blue = pixels(data)[8, 8]
+    assert blue > 200 > 80 > red  # a browser shows blue
+
+
+INVERTING = [65_535 - round((level / 255) ** 2.2 * 65_535) for level in range(256)]
+TEARING = [0 if level < 128 else 65_535 for level in range(256)]
+NARROW = [
+    round((level / 255) ** 2.2 * 65_535) if not 126 <= level <= 129 else (level % 2) * 65_535 for level in range(256)
+]
+
+
+@pytest.mark.parametrize(
+    ("curve", "level", "seen"),
+    [
+        (INVERTING, 250, 58),
+        (TEARING, 127, 0),
+        (TEARING, 128, 255),
+        (NARROW, 127, 255),
+        (NARROW, 128, 0),
+        (1.0, 40, 110),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P"])
+def test_a_profile_that_makes_another_picture_is_obeyed(curve, level, seen, mode):
+    image = Image.new("RGB", (16, 16), (level,) * 3)
+    image = image.quantize(2) if mode == "P" else image.convert(mode)
+    space = b"GRAY" if mode in ("L", "LA") else b"RGB "
+    found = pixels(encode(image, "PNG", icc_profile=profile(curve=curve, space=space)))
+    assert np.abs(found - seen).max() <= 8
+
+
+def test_alpha_is_kept_where_colours_are_changed():
+    image = Image.new("RGBA", (2, 1), (250, 10, 10, 255))
+    image.putpixel((1, 0), (250, 10, 10, 0))
+    found = pixels(encode(image, "PNG", icc_profile=profile(SRGB[::-1])))
+    assert found[0, 0, 2] > 200
+    assert found[0, 1].tolist() == [255] * 3
+
+
+def test_a_table_of_colours_is_never_ordinary():
+    from classifleet.worker import color
+
+    plain = profile()
+    assert color._study(plain, "RGB") is None
+    assert color._study(plain + b"A2B0", "RGB") is not None
+
+
+def test_what_will_be_torn_apart_is_not_averaged_before():
+    """Stripes of 127 and 128 are black and white to a person, and one grey after scaling: scale second."""
+    stripes = Image.fromarray(np.tile(np.repeat(np.array([[126, 126, 129, 129]], np.uint8), 1600, 0), 400))
+    data = encode(stripes.convert("RGB"), "JPEG", quality=100, icc_profile=profile(curve=TEARING))
+    (picture,) = decode(data, targets=[IMAGENET], limits=DecodeLimits()).pictures.values()
+    assert picture.image.width == 1600
+    assert set(np.unique(np.asarray(picture.image))) == {0, 255}
+
+
+@pytest.mark.parametrize(
+    "broken", [b"", b"\0" * 200, profile()[:150], profile(space=b"GRAY"), profile(space=b"CMYK"), b"\xff" * 100_000]
+)
+def test_a_broken_or_unfitting_profile_is_no_profile(broken):
+    image = noise(60, 40)
+    assert np.array_equal(pixels(encode(image, "PNG", icc_profile=broken)), np.asarray(image))
+
+
+# gamma
+
+
+@pytest.mark.parametrize("exponent", [0.45455, 0.5, 0.55556, 0.0])
+def test_an_ordinary_gamma_is_not_applied(exponent):
+    image = noise(60, 40)
+    assert np.array_equal(pixels(gamma(exponent, image)), np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    ("exponent", "level", "seen"), [(1.0, 40, 110), (0.023, 250, 172), (0.023, 200, 2), (38.0, 3, 242)]
+)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P"])
+def test_a_gamma_that_makes_another_picture_is_obeyed(exponent, level, seen, mode):
+    image = Image.new("RGB", (4, 4), (level,) * 3)
+    found = pixels(gamma(exponent, image.quantize(2) if mode == "P" else image.convert(mode)))
+    assert np.abs(found - seen).max() <= 1
+
+
+def test_srgb_and_a_profile_come_before_gamma():
+    image = noise(60, 40)
+    assert np.array_equal(pixels(with_chunk(gamma(1.0, image), b"sRGB", b"\0")), np.asarray(image))
+    both = with_chunk(encode(image, "PNG", icc_profile=profile()), b"gAMA", struct.pack(">I", 100_000))
+    assert np.array_equal(pixels(both), np.asarray(image))
+
+
+# coding-independent code points
+
+
+def test_code_points_of_srgb_come_before_all():
+    image = noise(60, 40)
+    data = with_chunk(encode(image, "PNG", icc_profile=profile(SRGB[::-1])), b"cICP", bytes([1, 13, 0, 1]))
+    assert np.array_equal(pixels(data), np.asarray(image))
+
+
+@pytest.mark.parametrize("code", [(9, 16, 0, 1), (9, 18, 0, 1), (1, 8, 0, 1), (1, 13, 1, 1), (1, 13, 0, 0)])
+def test_hdr_is_refused_in_words(code):
+    with pytest.raises(ImageError, match="cICP") as caught:
+        decode(with_chunk(encode(noise(60, 40), "PNG"), b"cICP", bytes(code)))
+    assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT
+
+
+# CMYK
+
+
+def test_cmyk_is_inverted_as_browsers_do():
+    assert pixels(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100))[8, 8].tolist() == [
+        255,
+        0,
+        0,
+    ]

@@ -1,0 +1,177 @@
+"""Colours as a person sees them, where a file asks for something else than sRGB.
+
+Ordinary colour profiles (sRGB, Display P3, Adobe RGB, camera profiles) are not applied, as in the training pipelines
+of every model known to us: they move colours by a little, and models answer the same. But a profile, or the gamma of
+a PNG, can also turn one picture into another: swap channels, invert, or spread two neighbouring levels over the whole
+range. Browsers obey it, so we do, and only then.
+
+What a profile does is measured. One of curves and a matrix is fully known from its ramps; one that brings a table
+of colours (`A2B…`) can hide a fold anywhere in it, and always counts as strange.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from classifleet.config.errors import ErrorCode, ImageError
+
+Correction = Callable[[Image.Image], Image.Image]
+"""8-bit picture in the file's colours to RGB, or RGBA where it is transparent, in sRGB."""
+
+DISPLAY_GAMMA: Final = 2.2
+ORDINARY_SHIFT_LEVELS: Final = 48
+"""What an ordinary profile moves a grey by, at most: Apple's old gamma of 1.8 moves by 19, linear light by 81."""
+ORDINARY_MEAN_LEVELS: Final = 32
+"""What it moves colours by in the mean: ProPhoto, the widest in use, by 22; swapped channels by 57."""
+ORDINARY_SLOPE_LEVELS: Final = 12
+"""How far it tears neighbouring levels apart, at most."""
+# Safe for many threads at once; tables in the finest grid, between whose points less can hide. Exact is ten times as
+# slow (170 ms a megapixel), and needed only for greys, which have 256 levels and are looked up.
+_FLAGS: Final = ImageCms.Flags.NOCACHE | ImageCms.Flags.HIGHRESPRECALC
+_EXACT: Final = ImageCms.Flags.NOCACHE | ImageCms.Flags.NOOPTIMIZE
+CACHED_PROFILE_BYTES: Final = 64 << 10
+_SPACES: Final = {
+    "RGB": ("RGB ", ("RGB", "RGBA", "P", "PA")),
+    "L": ("GRAY", ("1", "L", "LA")),
+    "CMYK": ("CMYK", ("CMYK",)),
+}
+_PNG_SIGNATURE_BYTES: Final = 8
+_PNG_CHUNK_BYTES: Final = 12  # length, type and checksum
+_SDR_TRANSFERS: Final = frozenset({1, 4, 6, 13, 14, 15})  # H.273: BT.709 and its twins, gamma 2.2, sRGB
+
+
+def correction(image: Image.Image, data: bytes) -> Correction | None:
+    """How to bring an opened picture's colours to what a browser shows; None where its pixels are to be taken as is.
+
+    Args:
+        image: Opened, not loaded.
+        data: Its file.
+
+    Raises:
+        ImageError: `unsupported_format`: a PNG in HDR colours, which have no one look on an ordinary display.
+    """
+    # the order of PNG's third edition: cICP, iCCP, sRGB, gAMA
+    if image.format == "PNG" and (code := _png_code_points(data)):
+        _refuse_hdr(code)
+        return None
+    if profile := image.info.get("icc_profile"):
+        study = _study if len(profile) <= CACHED_PROFILE_BYTES else _study.__wrapped__
+        if found := study(profile, image.mode):
+            return found
+    if image.format != "PNG" or profile or "srgb" in image.info:
+        return None
+    return _gamma(image.info.get("gamma", 0.0))
+
+
+def _png_code_points(data: bytes) -> bytes:
+    """The four bytes of the chunk cICP: primaries, transfer, matrix, full range. Empty if there is none."""
+    at = _PNG_SIGNATURE_BYTES
+    while at + _PNG_CHUNK_BYTES <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+        if kind == b"cICP":
+            return data[at + 8 : at + 12]
+        if kind == b"IDAT":
+            return b""
+        at += length + _PNG_CHUNK_BYTES
+    return b""
+
+
+def _refuse_hdr(code: bytes) -> None:
+    _, transfer, matrix, full_range = code
+    if transfer not in _SDR_TRANSFERS or matrix or not full_range:
+        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG in colours other than 8-bit RGB's (cICP {list(code)})")
+
+
+def _gamma(exponent: float) -> Correction | None:
+    if exponent <= 0:
+        return None
+    ramp = np.arange(256) / 255
+    levels = np.rint(255 * ramp ** (1 / (exponent * DISPLAY_GAMMA))).astype(int)
+    if np.abs(levels - np.arange(256)).max() <= ORDINARY_SHIFT_LEVELS:
+        return None
+    table = levels.tolist()
+
+    def apply(image: Image.Image) -> Image.Image:
+        return _keeping_alpha(image, "RGB", lambda opaque: opaque.point(table * 3))
+
+    return apply
+
+
+def _keeping_alpha(image: Image.Image, mode: str, change: Correction) -> Image.Image:
+    """Change the colours alone. `mode` is what `change` takes; it gives RGB."""
+    if not image.has_transparency_data:
+        return change(image if image.mode == mode else image.convert(mode))
+    clear = image.convert("RGBA")
+    changed = change(clear.convert(mode))
+    changed.putalpha(clear.getchannel("A"))
+    return changed
+
+
+@functools.lru_cache(maxsize=32)
+def _study(profile: bytes, mode: str) -> Correction | None:
+    """None for a profile that is ordinary, broken, or not for such a picture; browsers ignore the latter two."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = next(
+            (m for m, (name, modes) in _SPACES.items() if name == source.profile.xcolor_space and mode in modes), None
+        )
+        if space is None:
+            return None
+        transform = ImageCms.buildTransform(
+            source, ImageCms.createProfile("sRGB"), space, "RGB", flags=_EXACT if space == "L" else _FLAGS
+        )
+        if b"A2B" not in profile and _is_ordinary(transform, space):
+            return None
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+    change = _looked_up(transform) if space == "L" else functools.partial(_transformed, transform=transform)
+
+    def apply(image: Image.Image) -> Image.Image:
+        return _keeping_alpha(image, space, change)
+
+    return apply
+
+
+def _looked_up(transform: Any) -> Correction:
+    tables = _through(np.arange(256, dtype=np.uint8)[None], transform)[0].T.tolist()
+    return lambda grey: Image.merge("RGB", [grey.point(table) for table in tables])
+
+
+def _is_ordinary(transform: Any, space: str) -> bool:
+    ramp = np.arange(256, dtype=np.uint8)
+    grey = np.repeat(ramp[None, :, None], 3, axis=2)
+    if space == "L":
+        return _near(_through(ramp[None], transform), grey)
+    ramps = np.concatenate([grey, *(np.where(np.arange(3) == band, grey, 0).astype(np.uint8) for band in range(3))])
+    steps = np.linspace(0, 255, 9).astype(np.uint8)
+    lattice = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
+    shifts = np.abs(_through(lattice, transform).astype(int) - lattice)
+    shown = _through(ramps, transform)
+    return bool(shifts.mean() <= ORDINARY_MEAN_LEVELS and _smooth(shown) and _near(shown[:1], grey))
+
+
+def _near(shown: NDArray[np.uint8], grey: NDArray[np.uint8]) -> bool:
+    return bool(np.abs(shown.astype(int) - grey).max() <= ORDINARY_SHIFT_LEVELS) and _smooth(shown)
+
+
+def _smooth(shown: NDArray[np.uint8]) -> bool:
+    return bool(np.abs(np.diff(shown.astype(int), axis=1)).max() <= ORDINARY_SLOPE_LEVELS)
+
+
+def _through(colors: NDArray[np.uint8], transform: Any) -> NDArray[np.uint8]:
+    return np.asarray(_transformed(Image.fromarray(colors), transform))
+
+
+def _transformed(image: Image.Image, transform: Any) -> Image.Image:
+    changed = ImageCms.applyTransform(image, transform)
+    if changed is None:
+        raise RuntimeError("applyTransform gives None only in place")
+    return changed

@@ -1,0 +1,98 @@
+"""Slots for fetches: the slow give theirs back.
+
+A fetch begins in one of the fast slots. One that has been at work for longer than a second moves to a slow slot, of
+which there are more, since what is slow mostly waits. So a stranger whose server drips holds no place that others
+need. While no slow slot is free, the slow keep their fast ones, the longest at work first to move.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+SLOW_AFTER_SECONDS: Final = 1.0
+
+
+class Slot:
+    """A place of one fetch."""
+
+    __slots__ = ("_lanes", "_timer", "slow")
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+        self._timer: asyncio.TimerHandle | None = None
+        self.slow = False
+
+    def begin(self) -> None:
+        """Work begins now; what was waited for until now does not make it slow."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._lanes.slow_after_seconds, self._lanes.overdue, self)
+
+    def end(self) -> None:
+        """Work has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._lanes.leave(self)
+
+
+class Lanes:
+    """Fast and slow slots, on one event loop.
+
+    Args:
+        fast: Slots that fetches begin in.
+        slow: Slots for those that take longer.
+        slow_after_seconds: How long that is, at work.
+    """
+
+    def __init__(self, fast: int, slow: int, *, slow_after_seconds: float = SLOW_AFTER_SECONDS) -> None:
+        self.slow_after_seconds = slow_after_seconds
+        self._fast = asyncio.Semaphore(fast)
+        self._slow_slots = slow
+        self._held, self._slow_held = 0, 0
+        self._overdue: deque[Slot] = deque()
+
+    @property
+    def fast_held(self) -> int:
+        """Fast slots that are taken."""
+        return self._held - self._slow_held
+
+    @property
+    def slow_held(self) -> int:
+        """Slow slots that are taken."""
+        return self._slow_held
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[Slot]:
+        """Wait for a fast slot and hold it, or the slow one that it becomes."""
+        await self._fast.acquire()
+        self._held += 1
+        slot = Slot(self)
+        try:
+            yield slot
+        finally:
+            slot.end()
+
+    def overdue(self, slot: Slot) -> None:
+        """A slot's work takes long: move it, now or when there is room."""
+        self._overdue.append(slot)
+        self._move()
+
+    def leave(self, slot: Slot) -> None:
+        """Free a slot."""
+        self._held -= 1
+        if slot.slow:
+            self._slow_held -= 1
+            self._move()
+            return
+        if slot in self._overdue:
+            self._overdue.remove(slot)
+        self._fast.release()
+
+    def _move(self) -> None:
+        while self._overdue and self._slow_held < self._slow_slots:
+            self._overdue.popleft().slow = True
+            self._slow_held += 1
+            self._fast.release()
