@@ -26,7 +26,7 @@ from classifleet.producer import Fleet
 from classifleet.producer.embedded import embedded_fleet
 from classifleet.worker.decode import DecodeLimits
 from classifleet.worker.models import Backend, ModelDescription, load_backend, open_repository
-from classifleet.worker.pipeline import prepare
+from classifleet.worker.decode import prepare
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 ROUNDS = 60

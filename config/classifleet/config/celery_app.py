@@ -104,7 +104,7 @@ class Publisher:
         self._origin = f"{os.getpid()}@{socket.gethostname()}"
         self._pool: Any = None
         self._pid = 0
-        self._lock = threading.Lock()
+        self._locks: dict[int, threading.Lock] = {}
 
     def publish(self, messages: Iterable[tuple[str, Message]]) -> None:
         """Put `(queue, message)` pairs on their queues, in one round trip where the transport can.
@@ -159,13 +159,17 @@ class Publisher:
 
     def close(self) -> None:
         """Close the connections."""
-        with self._lock:
+        with self._lock():
             if self._pool is not None and self._pid == os.getpid():
                 self._pool.force_close_all()
             self._pool = None
 
+    def _lock(self) -> threading.Lock:
+        """The process's own: a thread of the parent may have held the parent's at the moment of the fork."""
+        return self._locks.setdefault(os.getpid(), threading.Lock())
+
     def _connections(self) -> Any:
-        with self._lock:
+        with self._lock():
             if self._pool is None or self._pid != os.getpid():  # a forked child must not use its parent's sockets
                 from kombu import Connection
 
