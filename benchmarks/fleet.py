@@ -24,9 +24,8 @@ from PIL import Image
 from classifleet.config import Settings
 from classifleet.producer import Fleet
 from classifleet.producer.embedded import embedded_fleet
-from classifleet.worker.decode import DecodeLimits
+from classifleet.worker.decode import DecodeLimits, prepare
 from classifleet.worker.models import Backend, ModelDescription, load_backend, open_repository
-from classifleet.worker.decode import prepare
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 ROUNDS = 60

@@ -1,4 +1,4 @@
-"""Helpers for tests of the command line: run it in this process, start it as another, press Ctrl-C, count processes."""
+"""Helpers for tests of the command line: run it here or as a process, press Ctrl-C, count what it leaves."""
 
 from __future__ import annotations
 

@@ -135,9 +135,7 @@ def test_completion_can_be_installed(shell):
 def complete(words):
     code = "import sys; sys.argv[0] = 'classifleet'; from classifleet.producer.cli import main; main()"
     count = str(len(words.split(" ")) - 1)
-    return run(
-        code=code, _CLASSIFLEET_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=count
-    ).stdout.split()
+    return run(code=code, _CLASSIFLEET_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=count).stdout.split()
 
 
 def test_completion_knows_commands_and_choices():
@@ -161,7 +159,8 @@ def without_extras(*arguments, **environment):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("worker", "--models", "imagenet"), ("models", "build", "imagenet"), ("models", "verify", "imagenet")]
+    "arguments",
+    [("worker", "--models", "imagenet"), ("models", "build", "imagenet"), ("models", "verify", "imagenet")],
 )
 def test_a_command_without_its_extra_says_what_to_install(arguments, tmp_path):
     ended = without_extras(

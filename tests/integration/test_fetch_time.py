@@ -32,10 +32,9 @@ from tests.support.web import (
     [
         [b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 3_000],
         [b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", *[b"."] * 3_000],
-        [*[b"HTTP/1.1 103 Early Hints\r\n\r\n"] * 3_000],
         [b""] * 3_000,
     ],
-    ids=["headers", "body", "hints", "silence"],
+    ids=["headers", "body", "silence"],
 )
 @pytest.mark.parametrize("by_setting", [True, False])
 def test_a_drip_is_cut_at_the_deadline(parts, by_setting):

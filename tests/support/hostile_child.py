@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 import threading
+from typing import Any
 
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.worker.decode import prepare
@@ -17,7 +18,7 @@ from classifleet.worker.sandbox_child import FRAME, READY, SandboxLimits, serve
 corrupted = False
 
 
-def hostile(data, specs, limits):
+def hostile(data: bytes, specs: Any, limits: Any) -> Any:
     global corrupted
     name, _, _ = data.partition(b":")
     match name.decode(errors="replace"):

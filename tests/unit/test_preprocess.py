@@ -39,6 +39,17 @@ def test_shortest_edge_crop_equals_torchvision(name, filter_name):
     assert_alike(preprocess(Picture(image), spec(**IMAGENET, interpolation=filter_name)), reference)
 
 
+@pytest.mark.parametrize("size", [(333, 500), (500, 333), (240, 180), (1000, 800)])
+def test_bicubic_overshoots_in_torchvisions_order(size):
+    """Hard edges: with columns before rows, as Pillow prefers for tall pictures, this is off by far more."""
+    grid = np.random.default_rng(3).integers(0, 2, (size[1] // 4, size[0] // 4, 3), np.uint8) * 255
+    image = Image.fromarray(grid).resize(size, Image.Resampling.NEAREST)
+    mode = v2.InterpolationMode.BICUBIC
+    reference = v2.Compose([v2.Resize(256, interpolation=mode, antialias=True), v2.CenterCrop(224)])(to_tensor(image))
+    pixels = preprocess(Picture(image), spec(**IMAGENET, interpolation="bicubic"))
+    assert np.abs(pixels.astype(int) - reference.permute(1, 2, 0).numpy()).max() <= 2
+
+
 @pytest.mark.parametrize("name", PHOTOS)
 def test_stretch_and_crop_equals_torchvision(name):
     image = photo(name)

@@ -344,3 +344,33 @@ def test_retry_after(header, seconds):
 )  # fmt: skip
 def test_backoff(attempt, retry_after, jitter, seconds):
     assert retry_wait_seconds(attempt, retry_after, jitter) == pytest.approx(seconds)
+
+
+# Versions of objects
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "version"),
+    [
+        ("s3://bucket/a.jpg?versionId=3sL4kqtJlcpXroDTDmJ.rmSpXd3dIbrHY+/MTRCxf3vjVBH40Nr8X8gdRQBpUMLUo=", "a.jpg",
+         "3sL4kqtJlcpXroDTDmJ.rmSpXd3dIbrHY+/MTRCxf3vjVBH40Nr8X8gdRQBpUMLUo="),
+        ("s3://bucket/a?b?versionId=null", "a?b", "null"),
+        ("s3://bucket/a?versionId=1?versionId=2", "a?versionId=1", "2"),
+        ("s3://bucket/a?versionid=1", "a?versionid=1", ""),
+        ("s3://bucket/a?versionId", "a?versionId", ""),
+        ("s3://bucket/a&versionId=1", "a&versionId=1", ""),
+    ],
+)  # fmt: skip
+def test_the_version_of_an_object(text, key, version):
+    reference = parse_reference(text)
+    assert (reference.location, reference.version, reference.text) == (key, version, text)
+
+
+@pytest.mark.parametrize(
+    "query", ["?versionId=", "?versionId=a b", "?versionId=a&x=1", "?versionId=ü", "?versionId=a\n"]
+)
+def test_a_version_that_cannot_be_one(query):
+    for key in ("a", ""):
+        with pytest.raises(ImageError, match=r"versionId|bucket/key") as caught:
+            parse_reference(f"s3://bucket/{key}{query}")
+        assert caught.value.code is ErrorCode.INVALID_REFERENCE

@@ -251,9 +251,12 @@ def _try_lock(descriptor: int) -> bool:
 
 def _await_redis(process: Process, port: int, log: Path) -> None:
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
     ends = time.monotonic() + REDIS_START_SECONDS
-    with contextlib.closing(redis.Redis(port=port, socket_connect_timeout=1, socket_timeout=PROBE_SECONDS)) as client:
+    once = Retry(NoBackoff(), 0)  # a client's own retries would take longer than the start of the server
+    with contextlib.closing(redis.Redis(port=port, socket_timeout=PROBE_SECONDS, retry=once)) as client:
         while time.monotonic() < ends:
             if process.poll() is not None:
                 raise EmbeddedError(f"the embedded Redis did not start: {last_error(log)}")

@@ -71,6 +71,8 @@ def _csv(path: Path, lines: Iterable[str]) -> Iterator[Row]:
         if column is None:
             raise InvalidRequest(f"{path}: its first line names no column {' or '.join(REF_COLUMNS)}")
         for row in rows:
+            if None in row:
+                raise InvalidRequest(f"{path}, line {rows.line_num}: more fields than in line 1; quote commas")
             yield _row(path, rows.line_num, row.get("id"), row.get(column))
     except csv.Error as error:
         raise InvalidRequest(f"{path}, line {rows.line_num}: {error}") from None

@@ -21,6 +21,7 @@ import aiohttp
 from classifleet.worker.ingest.address import literal_address
 from classifleet.worker.ingest.policy import AddressPolicy
 from classifleet.worker.ingest.resolver import MAX_ADDRESSES, AddressRefused, CheckedResolver
+from classifleet.worker.ingest.wire import bound_wire
 
 DNS_TTL_SECONDS: Final = 10
 KEEP_ALIVE_SECONDS: Final = 5.0
@@ -75,16 +76,18 @@ class Dialler:
     Args:
         policy: Where it may go.
         connections: Sockets in use at one time, at most.
+        max_bytes: Of one body, at most.
     """
 
-    def __init__(self, policy: AddressPolicy, connections: int) -> None:
+    def __init__(self, policy: AddressPolicy, connections: int, max_bytes: int) -> None:
         self._policy = policy
+        self._max_bytes = max_bytes
         self._connections = connections
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     def connector(self, resolver: CheckedResolver, *, keep_alive: bool) -> aiohttp.TCPConnector:
         """A connection pool, for the running event loop."""
-        return aiohttp.TCPConnector(
+        connector = aiohttp.TCPConnector(
             resolver=resolver,
             socket_factory=self.guarded_socket,
             ttl_dns_cache=DNS_TTL_SECONDS,
@@ -94,6 +97,7 @@ class Dialler:
             force_close=not keep_alive,
             keepalive_timeout=KEEP_ALIVE_SECONDS if keep_alive else None,
         )
+        return bound_wire(connector, self._max_bytes)
 
     def open_sockets(self) -> int:
         """Sockets that are open, in use or idle."""

@@ -27,10 +27,11 @@ from classifleet.worker.ingest.outcomes import follow_redirect, image_error, red
 from classifleet.worker.ingest.policy import AddressPolicy
 from classifleet.worker.ingest.resolver import CheckedResolver, GetAddrInfo
 from classifleet.worker.ingest.retry import with_retries
+from classifleet.worker.ingest.wire import SMALL_CHUNK_BYTES
 
 MAX_REDIRECTS: Final = 5
 MAX_HOST_CHARS: Final = 254  # of DNS, with a trailing dot
-READ_BYTES: Final = 64 << 10
+MANY_CHUNKS: Final = 4096
 
 _HEADERS: Final = {
     "User-Agent": "classifleet",
@@ -68,7 +69,7 @@ class HttpClient:
         self._admission = admission
         self._max_bytes = max_bytes
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds)
-        self.dialler = Dialler(policy, connections)
+        self.dialler = Dialler(policy, connections, max_bytes)
         self._getaddrinfo = getaddrinfo
         self._resolver: CheckedResolver | None = None
         self._keeping: aiohttp.ClientSession | None = None
@@ -170,8 +171,11 @@ class HttpClient:
     async def _body(self, response: aiohttp.ClientResponse, ticket: Ticket) -> bytes:
         if (response.content_length or 0) > self._max_bytes:
             raise self._too_large(f"the image has {response.content_length} bytes")
-        data = bytearray()
-        async for part in response.content.iter_chunked(READ_BYTES):
+        data, chunks = bytearray(), 0
+        async for part, _ in response.content.iter_chunks():
+            chunks += 1
+            if chunks > MANY_CHUNKS and len(data) < chunks * SMALL_CHUNK_BYTES:
+                raise ImageError(ErrorCode.FETCH_FAILED, "the server sends the image in chunks of a few bytes")
             if len(data) + len(part) > self._max_bytes:
                 raise self._too_large("the image is larger than it may be")
             await ticket.hold.grow(len(part))

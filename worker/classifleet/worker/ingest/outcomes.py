@@ -14,6 +14,7 @@ from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.config.reference import parse_reference
 from classifleet.worker.ingest.resolver import AddressRefused, LookupTimeout
 from classifleet.worker.ingest.retry import RETRIED_STATUSES, HostTrouble, TransientError, retry_after_seconds
+from classifleet.worker.ingest.wire import WireLimitExceeded
 
 _ACCEPTED: Final = frozenset({200, 203})
 _COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
@@ -92,6 +93,8 @@ def image_error(error: Exception, host: str) -> ImageError:
 
 
 def _problem(error: Exception, host: str) -> str:
+    if isinstance(error, WireLimitExceeded):
+        return f"{host} sent too much around the image"
     if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
         return f"no trusted TLS connection to {host}"
     if isinstance(error, aiohttp.ClientConnectorError):
