@@ -169,15 +169,14 @@ class OnTerminal:
     """A command on a terminal of its own, 80 columns wide; `screen` is all that it has written."""
 
     def __init__(self, *arguments: object, env: Mapping[str, str] | None = None) -> None:
-        self._keyboard, terminal = pty.openpty()
+        self._keyboard, self._terminal = pty.openpty()
         self._written = bytearray()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self.process = subprocess.Popen(
-            [sys.executable, "-IS", "-c", _ON_TERMINAL, os.ttyname(terminal), *COMMAND, *map(str, arguments)],
+            [sys.executable, "-IS", "-c", _ON_TERMINAL, os.ttyname(self._terminal), *COMMAND, *map(str, arguments)],
             env={**os.environ, "TERM": "xterm", "COLUMNS": "80", **(env or {})},
             start_new_session=True,  # so that the terminal it opens becomes its own
         )
-        os.close(terminal)
         self._reader.start()
         self.seen: set[int] = set()
 
@@ -200,6 +199,8 @@ class OnTerminal:
         for pid in self.seen:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        os.close(self._terminal)
+        self._reader.join()
         os.close(self._keyboard)
 
     def _read(self) -> None:

@@ -1,7 +1,6 @@
 """`classifleet classify`, on a real fleet and on one of its own."""
 
 import base64
-import json
 import signal
 
 import pytest
@@ -39,10 +38,10 @@ def test_an_image_given_in_every_way(classify, live_fleet):
     ended = classify(*refs, "--json")
     assert ended.code == 0, ended
     tops = [record["models"]["imagenet@1"]["top"] for record in ended.records]
-    assert tops == ["Egyptian cat", "espresso", "Egyptian cat", "missile", "espresso"] or tops[1] == "espresso"
+    assert [tops[1], tops[4]] == ["espresso", "espresso"]
     assert [record["id"] for record in ended.records][:2] == [str(refs[0]), refs[1]]
     assert ended.records[2]["id"].startswith("data:;sha256=")
-    assert tops[0] == tops[2]
+    assert tops[0] == tops[2] != tops[3]
 
 
 def test_a_table_fits_into_80_columns(classify, live_fleet, missing):
@@ -150,12 +149,14 @@ def test_without_a_worker_it_gives_up_in_words_and_leaves_nothing_queued(cli, re
         assert job.progress.state == "cancelled"
 
 
-def test_without_a_broker_it_starts_a_fleet_for_the_command(cli, zoo, photos, monkeypatch):
-    monkeypatch.setenv("CLASSIFLEET_MODEL_REPOSITORY", str(zoo))
+def test_without_a_broker_it_starts_a_fleet_for_the_command_and_builds_the_model(cli, photos, monkeypatch, tmp_path):
+    monkeypatch.setenv("CLASSIFLEET_MODEL_REPOSITORY", str(tmp_path / "models"))
     ended = cli("classify", photos / "coffee.jpg", f"file://{photos}/rocket.jpg", "--model", "imagenet", "--json")
     assert ended.code == 0, ended
-    assert [record["models"]["imagenet@1"]["top"] for record in ended.records][0] == "espresso"
+    assert len(ended.records) == 2  # what building says does not get between the answers
+    assert ended.records[0]["models"]["imagenet@1"]["top"] == "espresso"
     assert "no broker is configured: starting an embedded Redis and a worker for this command" in ended.err
+    assert f"building the model imagenet into {tmp_path}/models (once)" in ended.err
     assert "model imagenet@1: ready" in ended.err
 
 
@@ -183,12 +184,3 @@ def test_an_embedded_worker_that_cannot_start_is_one_line(cli, zoo, photos, monk
     monkeypatch.setenv("CLASSIFLEET_MODEL_REPOSITORY", str(zoo))
     error = cli("classify", photos / "coffee.jpg", "--model", "cats").error
     assert error == f"the worker did not start: {zoo} has no model cats; it has imagenet@1, nsfw@1"
-
-
-def test_a_model_of_the_zoo_is_built_when_it_is_not_there(cli, photos, monkeypatch, tmp_path):
-    monkeypatch.setenv("CLASSIFLEET_MODEL_REPOSITORY", str(tmp_path / "models"))
-    ended = cli("classify", photos / "coffee.jpg", "--json")
-    assert ended.code == 0, ended
-    assert len(ended.records) == 1  # what building says does not get between the answers
-    assert f"building the model imagenet into {tmp_path}/models (once)" in ended.err
-    assert json.loads((tmp_path / "models" / "imagenet" / "1" / "model.json").read_text())["name"] == "imagenet"

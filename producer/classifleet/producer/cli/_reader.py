@@ -11,6 +11,7 @@ from classifleet.producer._request import Ref
 from classifleet.producer.cli._terminal import warn
 
 NOTES_SHOWN: Final = 5
+EMPTY: Final = "data:,"  # which the worker answers with an error, as the producer does not send nothing
 
 
 class Reader:
@@ -27,7 +28,7 @@ class Reader:
                 return self._refer(path, "it is no regular file")
             if path.stat().st_size > self._max_bytes:
                 return self._refer(path, f"it has more than {self._max_bytes} bytes (CLASSIFLEET_MAX_BYTES)")
-            return path.read_bytes()
+            return path.read_bytes() or EMPTY
         except OSError as error:
             return self._refer(path, error.strerror or str(error))
         except ValueError as error:  # a NUL in a manifest's path
