@@ -132,6 +132,12 @@ class Started:
         self.children()
         self.process.send_signal(number)
 
+    def kill_worker(self) -> None:
+        """As the kernel does for want of memory."""
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in self.children()}
+        [worker] = [pid for pid, words in commands.items() if words[-2:] == [b"worker", b""]]
+        os.kill(worker, signal.SIGKILL)
+
     def wait(self, timeout: float = 60) -> int:
         return self.process.wait(timeout)
 

@@ -6,10 +6,20 @@ import signal
 
 import pytest
 
-from tests.cli_support import CTRL_C, OnTerminal, is_alive, photos_or_skip, read_records, right_answers, started
+from tests.cli_support import (
+    CTRL_C,
+    OnTerminal,
+    Started,
+    is_alive,
+    photos_or_skip,
+    read_records,
+    right_answers,
+    started,
+)
 from tests.support import wait_until
 
 RIGHT = 87
+IMAGES = 60
 
 
 @pytest.fixture(autouse=True)
@@ -44,37 +54,48 @@ def test_a_hundred_photos_with_nothing_configured(tmp_path, state):
     assert kept(state) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_command_that_was_stopped_is_gone_on_with_exactly_once(cli, tmp_path, state, photos, monkeypatch, number):
-    monkeypatch.setenv("CLASSIFLEET_CHUNK_SIZE", "4")
-    monkeypatch.setenv("CLASSIFLEET_CHUNKS_IN_FLIGHT", "4")
+@pytest.mark.parametrize(
+    ("stop", "code", "said"),
+    [
+        (lambda command: command.signal(signal.SIGKILL), -9, ""),
+        (lambda command: command.signal(signal.SIGINT), 130, "stopped; the same command with --job {} goes on"),
+        (Started.kill_worker, 2, "error: the embedded worker has ended (killed by signal 9)"),
+    ],
+    ids=["killed", "interrupted", "without its worker"],
+)
+def test_a_command_that_was_stopped_is_gone_on_with_exactly_once(
+    cli, tmp_path, state, photos, monkeypatch, stop, code, said
+):
+    monkeypatch.setenv("CLASSIFLEET_CHUNK_SIZE", "2")
+    monkeypatch.setenv("CLASSIFLEET_CHUNKS_IN_FLIGHT", "2")
     monkeypatch.setenv("CLASSIFLEET_LEASE_SECONDS", "2")
     folder = tmp_path / "uploads"
     folder.mkdir()
     originals = sorted(photos.iterdir())
-    names = [f"{n:03d}.jpg" for n in range(120)]
+    names = [f"{n:03d}.jpg" for n in range(IMAGES)]
     for n, name in enumerate(names):
         os.link(originals[n % len(originals)], folder / name)
     out = tmp_path / "out"
     with started(tmp_path, "bulk", folder, "--out", out) as command:
         partial = out / f".results.ndjson.{command.job}"
-        # The file is written through a buffer: its first bytes mean that many images are done, and not all.
+        # The file is written through a buffer: its first bytes mean that some images are done, and not all.
         wait_until(lambda: partial.exists() and partial.stat().st_size, "the first results", 120)
-        command.signal(number)
+        stop(command)
         ended = command.ended()
         assert len(command.seen) >= 2
         command.require_no_children()
+    assert ended.code == code
+    assert said.format(command.job) in ended.err
+    assert "Traceback" not in ended.err
     assert kept(state) == [command.job]
-    if number == signal.SIGINT:
-        assert ended.code == 130
-        assert f"stopped; the same command with --job {command.job} goes on where it was" in ended.err
-        assert "Traceback" not in ended.err
-        assert list(out.iterdir()) == []
+    if stop is Started.kill_worker:
+        assert f"the same command with --job {command.job} goes on" in ended.err
     again = cli("bulk", folder, "--out", out, "--job", command.job)
     assert again.code == 0, again
     assert sorted(record["id"] for record in read_records(out / "results.ndjson")) == names
     summary = json.loads((out / "summary.json").read_text())
-    assert (summary["images"], summary["ok"]) == (120, 120)
+    assert (summary["images"], summary["ok"]) == (IMAGES, IMAGES)
+    assert sorted(path.name for path in out.iterdir()) == ["failures.ndjson", "results.ndjson", "summary.json"]
     assert kept(state) == []
 
 
@@ -90,15 +111,22 @@ def test_ctrl_c_on_a_terminal_while_the_models_load(tmp_path, state, photos):
     assert kept(state) == []
 
 
-def test_a_sink_of_this_machine(cli, tmp_path, state, photos):
-    sink = f"file://{tmp_path}/sink"
-    ended = cli("bulk", photos, "--include", "c*", "--models", "imagenet,nsfw", "--out", sink)
+def test_from_s3_to_s3(cli, state, photos, s3, monkeypatch):
+    for name, value in s3.settings_kwargs.items():
+        monkeypatch.setenv(f"CLASSIFLEET_{name.upper()}", str(value))
+    for name in ("chelsea.jpg", "coffee.jpg"):
+        s3.client.put_object(Bucket=s3.bucket, Key=f"in/{name}", Body=(photos / name).read_bytes())
+    ended = cli("bulk", f"{s3.url}/in", "--models", "imagenet,nsfw", "--out", f"{s3.url}/out")
     assert ended.code == 0, ended
-    written = tmp_path / "sink" / ended.job
-    manifest = json.loads((written / "manifest.json").read_text())
-    records = [record for part in manifest["parts"] for record in read_records(written / part["name"])]
-    assert sorted(record["id"] for record in records) == ["chelsea.jpg", "coffee.jpg"]
+
+    def get(name):
+        return s3.client.get_object(Bucket=s3.bucket, Key=f"out/{ended.job}/{name}")["Body"].read()
+
+    [part] = json.loads(get("manifest.json"))["parts"]
+    records = [json.loads(line) for line in get(part["name"]).splitlines()]
+    assert sorted(record["id"] for record in records) == ["in/chelsea.jpg", "in/coffee.jpg"]
     assert all(set(record["models"]) == {"imagenet@1", "nsfw@1"} for record in records)
+    assert json.loads(get("summary.json"))["ok"] == 2
     assert kept(state) == []
 
 

@@ -50,7 +50,10 @@ def test_help_lists_every_command(cli):
 def test_help_of_a_command_shows_an_example_on_a_line_of_its_own(cli, command):
     ended = cli(*command, "--help")
     assert ended.code == 0
-    assert EXAMPLES[command] in [line.strip() for line in ended.out.splitlines()]
+    shown = ended.out.partition(" Example")[2].partition("╭")[0].splitlines()[1:]
+    examples = [line.strip() for line in shown if line.strip()]
+    assert EXAMPLES[command] in examples
+    assert all("classifleet " in example for example in examples)  # none is broken into two lines
     assert not [line for line in ended.out.splitlines() if len(line) > 80]
 
 

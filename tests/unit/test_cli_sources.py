@@ -2,6 +2,7 @@
 
 import base64
 import os
+from pathlib import Path
 
 import pytest
 
@@ -101,6 +102,17 @@ def test_files_that_vanish_or_are_none_are_referred_to(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "gone.jpg cannot be sent: No such file or directory" in said
     assert "pipe cannot be sent: it is no regular file" in said
+
+
+def test_a_file_that_may_not_be_read_is_referred_to(tmp_path, monkeypatch, capsys):
+    (tmp_path / "secret.jpg").write_bytes(JPEG)
+
+    def refuse(path):  # the person who runs the tests may be root, who may read everything
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert items(source(tmp_path)) == [("secret.jpg", f"file://{tmp_path}/secret.jpg")]
+    assert "secret.jpg cannot be sent: Permission denied; left to the worker" in capsys.readouterr().err
 
 
 def test_only_the_first_such_files_are_named(tmp_path, capsys):

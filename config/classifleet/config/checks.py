@@ -32,10 +32,6 @@ class Finding:
     what: str
     remedy: str = ""
 
-    def text(self) -> str:
-        """What and remedy in one line."""
-        return f"{self.what}: {self.remedy}" if self.remedy else self.what
-
     def as_dict(self) -> dict[str, str]:
         """For JSON."""
         return {"subject": self.subject, "state": self.state.value, "what": self.what, "remedy": self.remedy}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -53,11 +54,15 @@ def worker(
     if importlib.util.find_spec("torch") is None:
         raise MissingExtra("worker", "a worker")
     try:
+        from celery.exceptions import SecurityWarning
+
         from classifleet.worker.app import app
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "classifleet":
             raise  # a defect, and not a missing extra
         raise MissingExtra("worker", "a worker") from error
+    # Of being root, with which pickled messages would be dangerous: ours are JSON, and nothing else is accepted.
+    warnings.simplefilter("ignore", SecurityWarning)
     # Not through Celery's command line, which takes APP, BROKER_URL, LOADER and more from the environment.
     process = app.Worker(
         pool="threads",

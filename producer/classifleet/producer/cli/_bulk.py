@@ -50,9 +50,9 @@ def bulk(
 
     ```
     classifleet bulk uploads/ --model imagenet --out results/
-    classifleet bulk s3://uploads/2026/ --models nsfw --out s3://moderation/nightly
+    classifleet bulk s3://uploads/2026/ --models nsfw --out s3://results/2026
     classifleet bulk uploads/ --include '*.jpg' --exclude 'tmp/*' --out results/
-    classifleet bulk list.csv --out results/ --job nightly-1   # goes on, if begun
+    classifleet bulk list.csv --out results/ --job nightly-1
     classifleet bulk uploads/ --out results/ --retry-failed
     ```
     """

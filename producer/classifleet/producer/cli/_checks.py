@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Final
 
-from classifleet.config import ClassifleetError, Keys, Settings, mask_url, queue_name
+from classifleet.config import ClassifleetError, Keys, Settings, SettingsError, mask_url, queue_name
 from classifleet.config.checks import Check, Finding, State, check_requirements
 from classifleet.config.storage import open_store
 from classifleet.ledger import connect, problems
@@ -43,6 +43,10 @@ def check_broker(settings: Settings) -> Iterator[Finding]:
     except ClassifleetError as error:
         yield Finding("broker", State.FAILED, str(error), "start it, or correct CLASSIFLEET_BROKER_URL")
         return
+    except Exception as error:  # noqa: BLE001 - no such kind of broker, or one whose library is not installed
+        what = f"{mask_url(settings.broker_url)} cannot be used: {error}"
+        yield Finding("broker", State.FAILED, what, "correct CLASSIFLEET_BROKER_URL, or install what it needs")
+        return
     finally:
         publisher.close()
     yield Finding("broker", State.OK, f"{mask_url(settings.broker_url)} answers; {waiting} bulk messages wait")
@@ -54,7 +58,11 @@ def check_ledger(settings: Settings) -> Iterator[Finding]:
 
     if not settings.broker_url and not settings.redis_url:
         return
-    url = mask_url(settings.ledger_url())
+    try:
+        url = mask_url(settings.ledger_url())
+    except SettingsError as error:
+        yield Finding("ledger", State.FAILED, str(error), "name a Redis beside the broker")
+        return
     client = connect(settings)
     try:
         found = problems(client, Keys(settings.namespace), ephemeral=settings.ephemeral)

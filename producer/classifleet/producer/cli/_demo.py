@@ -52,8 +52,8 @@ def demo(
 
 
 def _one_by_one(stage: Stage) -> None:
-    for how, ref in stage.references():
-        handle = stage.fleet.submit(ref, models=MODELS, top_k=TOP_K, meta={"given as": how})
+    for how, name, ref in stage.references():
+        handle = stage.fleet.submit(ref, models=MODELS, id=name, top_k=TOP_K, meta={"given as": how})
         console.print(Text.assemble("\ngiven as ", (how, "bold")))
         console.print(result_panel(handle.result(ANSWER_SECONDS), top_k=TOP_K))
 

@@ -55,17 +55,17 @@ class Stage:
     s3: S3Server | None
     out: Path
 
-    def references(self) -> Iterator[tuple[str, Ref]]:
-        """A photo in each way that a fleet takes it, and what that way is called."""
+    def references(self) -> Iterator[tuple[str, str, Ref]]:
+        """A photo in each way that a fleet takes it: what that way is called, the photo's name, the reference."""
         chelsea, coffee, rocket, motorcycle = (
             next(photo for photo in self.photos if photo.stem.startswith(name))
             for name in ("chelsea", "coffee", "rocket", "motorcycle")
         )
-        yield "URL", f"{self.web}/{chelsea.name}"
-        yield "base64", data_reference(coffee.read_bytes())
-        yield "file", file_reference(rocket)
+        yield "URL", chelsea.name, f"{self.web}/{chelsea.name}"
+        yield "base64", coffee.name, data_reference(coffee.read_bytes())
+        yield "file", rocket.name, file_reference(rocket)
         if self.s3 is not None:
-            yield "S3 object", f"s3://{BUCKET}/{motorcycle.name}"
+            yield "S3 object", motorcycle.name, f"s3://{BUCKET}/{motorcycle.name}"
 
 
 @contextmanager

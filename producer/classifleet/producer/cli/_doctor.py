@@ -69,5 +69,6 @@ def _table(findings: list[Finding]) -> Table:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for finding in findings:
-        table.add_row(_MARKS[finding.state], finding.subject, Text(plain(finding.text())))
+        remedy = f"\n→ {finding.remedy}" if finding.remedy else ""
+        table.add_row(_MARKS[finding.state], finding.subject, Text.assemble(plain(finding.what), (remedy, "bold")))
     return table

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
-from classifleet.config import Settings
+from classifleet.config import ClassifleetError, InvalidRequest, Settings
 from classifleet.producer._flows import Cursor, Progress
 from classifleet.producer._request import RequestOptions, SubmitItem
 from classifleet.producer.cli._connect import Connection, fleet_or_embedded
@@ -75,7 +75,11 @@ class Run:
                 outcome = self._collect(connection, submission)
         except (KeyboardInterrupt, SystemExit):
             # After the fleet was stopped or let go: so nothing of it is said and then not true.
-            say(self._how_to_go_on() if began else "stopped before anything was submitted")
+            say(f"stopped; {self._how_to_go_on()}" if began else "stopped before anything was submitted")
+            raise
+        except ClassifleetError as error:
+            if began and not isinstance(error, InvalidRequest):  # with a wrong request there is no going on
+                say(self._how_to_go_on())
             raise
         finally:
             if self.embedded and not began:
@@ -116,10 +120,10 @@ class Run:
     def _how_to_go_on(self) -> str:
         same = "the same command" + ("" if self.retries is not None else f" with --job {self.job}")
         if self.embedded:
-            return f"stopped; {same} goes on where it was"
+            return f"{same} goes on where it was"
         return (
-            f"detached; what was submitted goes on (classifleet jobs wait {self.job}); {same} submits the rest and "
-            "collects the results"
+            f"the fleet goes on with what was submitted (classifleet jobs wait {self.job}); {same} submits the rest "
+            "and collects the results"
         )
 
 
