@@ -71,12 +71,13 @@ def s3_server(folder: Path, weed: str) -> Iterator[S3Server]:
     """
     ports = {f"{part}.port{kind}": free_port() for part in _PARTS for kind in ("", ".grpc")}
     log = folder / "weed.log"
+    command = _command(weed, folder, ports)
     try:
-        with log.open("wb") as stream, child(_command(weed, folder, ports), output=stream) as process:
+        # Its own shutdown takes ten seconds, and nothing of it is kept: so it is killed.
+        with log.open("wb") as stream, child(command, output=stream, stop_seconds=0) as process:
             server = S3Server(f"http://127.0.0.1:{ports['s3.port']}")
             _await(process, server, log)
             yield server
-            process.kill()  # its own shutdown takes ten seconds, and nothing of it is kept
     finally:
         for part in _PARTS:  # left behind by weed, in a folder that cannot be chosen
             Path(f"/tmp/seaweedfs-{part}-grpc-{ports[f'{part}.port.grpc']}.sock").unlink(missing_ok=True)  # noqa: S108
