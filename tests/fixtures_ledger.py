@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -45,13 +46,15 @@ class Bench:
             "digest": digest(chunk) if chunk else "",
             "window": 1000,
         }
-        return self.run(self.ledger.put(job, **{**arguments, **changes}))
+        return self.run(self.ledger.put(job, **{**arguments, **changes})).outcome
 
     def seal(self, job: str) -> Put:
         return self.put(job, header=None, seal=True)
 
     def begin(self, job: str, chunk: str, owner: str = "w1", *, lease_ms: int = LONG_MS, **changes: Any) -> Lease:
-        return self.run(self.ledger.begin(job, chunk, owner, lease_ms=lease_ms, **{"latest": LATEST, **changes}))
+        """Begin this very chunk: without a queue, no other is taken instead."""
+        arguments: dict[str, Any] = {"latest": LATEST, "queue": "", "grant": uuid.uuid4().hex}
+        return self.run(self.ledger.begin(job, chunk, owner, lease_ms=lease_ms, **{**arguments, **changes}))
 
     def commit(
         self, job: str, chunk: str, attempt: int = 1, *, images: int = 2, **changes: Any

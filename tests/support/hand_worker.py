@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import uuid
 from types import TracebackType
 from typing import Any, Final, Self
 
 from classifleet.config import Keys, Payload, Settings
-from classifleet.ledger import Ledger, SyncRunner, Tally, connect
+from classifleet.ledger import Begin, Ledger, SyncRunner, Tally, connect
 
 OWNER: Final = "hand-worker"
 LEASE_MS: Final = 60_000
@@ -28,16 +29,23 @@ class HandWorker:
         answered = 0
         for queue in self._runner.run(self._ledger.queues()):
             for member in self._redis.zrange(self._keys.queue(queue, "queued"), 0, most - 1 if most > 0 else -1):
-                self._answer(*member.decode().split("/", 1))
-                answered += 1
+                job, chunk = member.decode().split("/", 1)
+                answered += self._answer(job, chunk, queue)
         return answered
 
-    def _answer(self, job: str, chunk: str) -> None:
-        lease = self._runner.run(self._ledger.begin(job, chunk, OWNER, lease_ms=LEASE_MS, latest={}))
+    def _answer(self, job: str, chunk: str, queue: str) -> bool:
+        grant = uuid.uuid4().hex
+        lease = self._runner.run(
+            self._ledger.begin(job, chunk, OWNER, lease_ms=LEASE_MS, latest={}, queue=queue, grant=grant)
+        )
+        if lease.outcome is not Begin.RUN:
+            return False  # of a cancelled job, and there is nothing else
+        job, chunk = lease.job, lease.chunk
         payload = Payload.model_validate_json(lease.payload)
         records = [(item.id, _record(job, item.id)) for item in payload.items]
         tally = Tally(ok=len(records))
         self._runner.run(self._ledger.commit(job, chunk, lease.attempt, tally, records=records))
+        return True
 
     def __enter__(self) -> Self:
         return self

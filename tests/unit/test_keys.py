@@ -7,6 +7,7 @@ import re
 import pytest
 
 from classifleet.config import KEY_TABLE, Keys, Settings, SettingsError
+from classifleet.config.brokers import woken
 
 KEYS = Keys("prod")
 NAMES = {
@@ -25,8 +26,21 @@ NAMES = {
     "blob:<job>:<chunk>:<sha256>": KEYS.blob("j", "c", "0" * 64),
     "queue:<queue>:queued": KEYS.queue("q", "queued"),
     "queue:<queue>:leased": KEYS.queue("q", "leased"),
-    "queue:<queue>:done": KEYS.queue("q", "done"),
+    "queue:<queue>:parked": KEYS.queue("q", "parked"),
+    "queue:<queue>:ring": KEYS.queue("q", "ring"),
+    "queue:<queue>:grants": KEYS.queue("q", "grants"),
     "queue:<queue>:images": KEYS.queue("q", "images"),
+    "queue:<queue>:rates": KEYS.queue("q", "rates"),
+    "open": KEYS.shared("open"),
+    "room": KEYS.shared("room"),
+    "memory": KEYS.shared("memory"),
+    "dead": KEYS.shared("dead"),
+    "dead:<letter>": KEYS.dead("l"),
+    "broker:<queue>": f"{KEYS.broker}q",
+    "broker:<queue>:woken": f"{KEYS.broker}{woken('q')}",
+    "broker:reserved": f"{KEYS.broker}reserved",
+    "broker:deadlines": f"{KEYS.broker}deadlines",
+    "broker:garbage": f"{KEYS.broker}garbage",
     "lock:<name>": KEYS.lock("n"),
 }
 

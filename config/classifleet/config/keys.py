@@ -52,7 +52,7 @@ class Keys:
         return f"{self.prefix}blob:{job}:{chunk}:{sha256}"
 
     def queue(self, queue: str, part: str) -> str:
-        """One of a queue's four keys: `queued`, `leased`, `done`, `images`."""
+        """One of a queue's keys: `queued`, `leased`, `parked`, `ring`, `grants`, `images`, `rates`."""
         return f"{self.prefix}queue:{queue}:{part}"
 
     def shared(self, name: str) -> str:
@@ -62,6 +62,15 @@ class Keys:
     def reply(self, client: str) -> str:
         """The channel on which a producer process hears of finished chunks."""
         return f"{self.prefix}reply:{client}"
+
+    def dead(self, key: str) -> str:
+        """The hash of a dead letter."""
+        return f"{self.prefix}dead:{key}"
+
+    @property
+    def broker(self) -> str:
+        """What the keys of a Redis broker start with: `broker:` and the queue, and what it knows of its messages."""
+        return f"{self.prefix}broker:"
 
     def lock(self, name: str) -> str:
         """The lease of a fleet-wide duty."""
@@ -84,7 +93,7 @@ KEY_TABLE: Final = (
     KeyRow("jobs", "zset", "members go with their job", "ledger", "Job ids by time of creation."),
     KeyRow("queues", "set", "for ever", "ledger", "Names of queues that ever had a chunk."),
     KeyRow("job:<job>", "hash", "result TTL after the end", "ledger", "State, request and counters of a job."),
-    KeyRow("pending:<job>", "zset", "until the job ends", "ledger", "Chunks of the job without a final answer."),
+    KeyRow("pending:<job>", "zset", "until the job ends", "ledger", "Queued chunks of the job, by time of entry."),
     KeyRow("parts:<job>", "hash", "as its job", "ledger", "Winning commit of each finished chunk."),
     KeyRow("log:<job>", "list", "as its job", "ledger", "Finished chunks in order of finishing."),
     KeyRow("chunk:<job>:<chunk>", "hash", "until its commit", "ledger", "Payload, lease and attempts of a chunk."),
@@ -100,8 +109,21 @@ KEY_TABLE: Final = (
     KeyRow("blob_bytes", "string", "for ever", "ledger", "Sum of the sizes in `blobs`."),
     KeyRow("queue:<queue>:queued", "zset", "for ever", "ledger", "Queued chunks by time of entry."),
     KeyRow("queue:<queue>:leased", "zset", "for ever", "ledger", "Chunks at work by the end of their lease."),
-    KeyRow("queue:<queue>:done", "zset", "last hour", "ledger", "Finished chunks by time of commit."),
-    KeyRow("queue:<queue>:images", "hash", "for ever", "ledger", "Images queued, leased and done, summed."),
+    KeyRow("queue:<queue>:parked", "zset", "for ever", "ledger", "Chunks that no worker understood, by time."),
+    KeyRow("queue:<queue>:ring", "zset", "for ever", "ledger", "Jobs with queued chunks, by images begun."),
+    KeyRow("queue:<queue>:grants", "hash", "fields as their leases", "ledger", "The chunk that each `begin` got."),
+    KeyRow("queue:<queue>:images", "hash", "for ever", "ledger", "Sums of images by state; the ring's turn."),
+    KeyRow("queue:<queue>:rates", "hash", "for ever", "ledger", "Images accepted and done in slots of ten seconds."),
+    KeyRow("open", "zset", "members until sealed", "ledger", "Open jobs by the time of their producer's last word."),
+    KeyRow("room", "string", "for ever", "ledger", "Bytes kept free for records of accepted images."),
+    KeyRow("memory", "string", "0.2 s", "ledger", "Memory of Redis: used, and the most that it may use."),
+    KeyRow("dead", "zset", "dead letter TTL", "ledger", "Dead letters by time of expiry."),
+    KeyRow("dead:<letter>", "hash", "dead letter TTL", "ledger", "An image that failed for a reason of ours."),
     KeyRow("finalise", "zset", "members until finalised", "ledger", "Jobs whose end must be written."),
+    KeyRow("broker:<queue>", "list", "while messages wait", "producer", "Wake-up calls for workers, newest first."),
+    KeyRow("broker:<queue>:woken", "list", "until the next turn of any worker", "worker", "Such as woke a worker."),
+    KeyRow("broker:reserved", "hash", "while workers hold any", "worker", "Wake-up calls that workers hold, by tag."),
+    KeyRow("broker:deadlines", "zset", "as `broker:reserved`", "worker", "Until when without a sign of its worker."),
+    KeyRow("broker:garbage", "list", "for ever; 1,000 at most", "worker", "Starts of messages that are none."),
     KeyRow("lock:<name>", "string", "its lease", "worker", "Who does a fleet-wide duty now."),
 )

@@ -7,112 +7,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Final, Generic, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
 
 from classifleet.config.keys import Keys
-from classifleet.ledger import _scripts
+from classifleet.ledger import _replies, _scripts
 from classifleet.ledger._scripts import Script
+from classifleet.ledger.values import Commit, DeadLetter, Lease, Parked, Part, PutReply, Tally
 
 T = TypeVar("T")
-MANUAL_ATTEMPT: Final = 0  # commits that no worker made: the finaliser's records of a cancelled job
 
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One question to Redis: a script or a plain command, its arguments, and the reading of its answer."""
+    """One question to Redis: a script or a plain command, its arguments, and the reading of its answer.
+
+    What a durable one wrote must survive the loss of the primary, if the setting `durability` says so.
+    """
 
     ask: Script | str
     keys: tuple[str, ...]
     args: tuple[Any, ...]
     read: Callable[[Any], T]
-
-
-class Put(StrEnum):
-    """What became of a chunk that a producer put."""
-
-    QUEUED = "QUEUED"  # new, or already waiting: publish it
-    LEASED = "LEASED"  # already at work
-    DONE = "DONE"  # already finished
-    SEALED = "SEALED"  # no chunk was given; the job was opened or sealed
-    WINDOW = "WINDOW"  # the job has too many queued chunks: wait
-    CONFLICT = "CONFLICT"  # the id belongs to a different request
-    CANCELLED = "CANCELLED"  # the job was cancelled: nothing is taken
-    UNKNOWN = "UNKNOWN"  # the job is gone
-
-
-class Begin(StrEnum):
-    """What a worker may do with a chunk that it was woken for."""
-
-    RUN = "RUN"
-    EXPIRED = "EXPIRED"  # leased like RUN, but its deadline has passed: answer without work
-    JOIN = "JOIN"  # this process is at it already
-    HELD = "HELD"  # another process is at it
-    DONE = "DONE"
-    CANCELLED = "CANCELLED"
-    GONE = "GONE"  # the ledger does not know it (deleted or expired)
-
-
-class Commit(StrEnum):
-    """What became of a commit."""
-
-    COMMITTED = "COMMITTED"
-    REPEATED = "REPEATED"  # this very attempt had committed; the answer was lost on the way
-    LATE = "LATE"  # another attempt won
-    GONE = "GONE"
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A chunk as `begin` hands it out. Times in milliseconds; `models` has versions where they are pinned."""
-
-    outcome: Begin
-    payload: bytes = b""
-    attempt: int = 0
-    deaths: int = 0
-    waited_ms: int = 0
-    left_ms: int | None = None
-    models: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """Outcomes of a chunk's images."""
-
-    ok: int = 0
-    partial: int = 0
-    failed: int = 0
-    codes: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The winning commit of one chunk. `name` is its part in the sink, or empty when the records are in Redis."""
-
-    chunk: str
-    attempt: int
-    ok: int
-    partial: int
-    failed: int
-    name: str
-
-    @property
-    def images(self) -> int:
-        """How many records it has."""
-        return self.ok + self.partial + self.failed
-
-
-@dataclass(frozen=True, slots=True)
-class QueueDepth:
-    """A queue's chunks and images by state, and the age in seconds of its oldest queued chunk."""
-
-    queued_chunks: int
-    leased_chunks: int
-    queued_images: int
-    leased_images: int
-    done_images: int
-    oldest_seconds: float
+    durable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +51,15 @@ class Ledger:
         deadline_ms: int | None = None,
         window: int = 0,
         seal: bool = False,
-    ) -> Call[Put]:
-        """Open a job (with a header), add a chunk to it, seal it: any of the three, in this order, atomically."""
+        limit: int = 0,
+        room: int = 0,
+        share: float = 0.0,
+    ) -> Call[PutReply]:
+        """Open a job (with a header), add a chunk to it, seal it: any of the three, in this order, atomically.
+
+        A new chunk is refused when its queue would hold more than `limit` images (0: no limit), or when less than
+        `1 - share` of Redis' `maxmemory` would be left beside `room` bytes for its records and those of all others.
+        """
         return self._script(
             _scripts.PUT,
             (
@@ -149,25 +73,73 @@ class Ledger:
                 "" if deadline_ms is None else deadline_ms,
                 window,
                 int(seal),
+                limit,
+                room,
+                share,
             ),
-            lambda reply: Put(reply[0].decode()),
+            _replies.read_put,
+            durable=True,
         )
 
-    def put_blob(self, job: str, chunk: str, sha256: str, data: bytes, *, ttl_ms: int, cap: int) -> Call[bool]:
-        """Park an image; false if all parked images together would exceed `cap` bytes."""
-        return self._script(_scripts.PUT_BLOB, (job, chunk, sha256, data, ttl_ms, cap), bool)
+    def put_blob(
+        self, job: str, chunk: str, sha256: str, data: bytes, *, ttl_ms: int, cap: int, share: float = 0.0
+    ) -> Call[Parked]:
+        """Park an image, unless all parked images together would exceed `cap` bytes; `share` is as for `put`."""
+        return self._script(_scripts.PUT_BLOB, (job, chunk, sha256, data, ttl_ms, cap, share), Parked)
+
+    def take_back_blobs(self, job: str, chunk: str, sha256s: Iterable[str]) -> Call[bool]:
+        """Drop the parked images of a chunk that was refused; false if the ledger has the chunk, and so keeps them."""
+        return self._script(_scripts.TAKE_BACK_BLOBS, (job, chunk, *sha256s), bool)
 
     def get_blob(self, job: str, chunk: str, sha256: str) -> Call[bytes | None]:
         """A parked image."""
         return self._command("GET", self.keys.blob(job, chunk, sha256), lambda reply: reply)
 
-    def begin(self, job: str, chunk: str, owner: str, *, lease_ms: int, latest: Mapping[str, str]) -> Call[Lease]:
-        """Ask for a chunk; `latest` pins the versions of unversioned models at the job's first `begin`."""
-        return self._script(_scripts.BEGIN, (job, chunk, owner, lease_ms, json.dumps(latest)), _read_lease)
+    def begin(
+        self,
+        job: str,
+        chunk: str,
+        owner: str,
+        *,
+        lease_ms: int,
+        latest: Mapping[str, str],
+        queue: str,
+        grant: str,
+        again: bool = False,
+    ) -> Call[Lease]:
+        """Answer a wake-up call that came by `queue` and named this chunk.
+
+        `latest` pins the versions of unversioned models at the job's first `begin`. `grant` identifies this call: if
+        its answer is lost, the same call with `again` has the same answer.
+        """
+        args = (job, chunk, owner, lease_ms, json.dumps(latest), queue, grant, int(again))
+        return self._script(_scripts.BEGIN, args, _replies.read_lease)
+
+    def mark(self, job: str, chunk: str, owner: str, attempt: int, image: str) -> Call[bool]:
+        """Say which image of a suspect chunk is touched next (empty: none); false if the lease is lost."""
+        return self._script(_scripts.MARK, (job, chunk, owner, attempt, image), bool)
+
+    def park(self, job: str, chunk: str, owner: str, attempt: int) -> Call[bool]:
+        """Put a chunk aside that this worker does not understand."""
+        return self._script(_scripts.PARK, (job, chunk, owner, attempt), bool)
+
+    def unpark(self, queue: str, chunks: Sequence[tuple[str, str]]) -> Call[list[tuple[str, str]]]:
+        """Queue parked chunks again; what is listed as parked and is not is dropped. The answer: those to publish."""
+        return self._script(
+            _scripts.UNPARK, (queue, *(name for pair in chunks for name in pair)), _replies.read_members
+        )
+
+    def parked(self, queue: str, count: int, offset: int = 0) -> Call[list[tuple[str, str]]]:
+        """The chunks of a queue that have been parked for the longest."""
+        return self._command(
+            "ZRANGE", self.keys.queue(queue, "parked"), _replies.read_members, offset, offset + count - 1
+        )
 
     def renew(self, owner: str, leases: Sequence[tuple[str, str, int]], *, lease_ms: int) -> Call[list[bool]]:
         """Prolong leases given as (job, chunk, attempt); false where one is no longer held."""
-        return self._script(_scripts.RENEW, (owner, lease_ms, *_flat(leases)), lambda reply: [bool(r) for r in reply])
+        return self._script(
+            _scripts.RENEW, (owner, lease_ms, *_replies.flat(leases)), lambda reply: [bool(r) for r in reply]
+        )
 
     def commit(
         self,
@@ -178,33 +150,65 @@ class Ledger:
         *,
         part: str = "",
         records: Iterable[tuple[str, bytes]] = (),
+        dead: Sequence[DeadLetter] = (),
+        dead_ttl_ms: int = 0,
+        dead_most: int = 0,
     ) -> Call[tuple[Commit, bool]]:
-        """Finish a chunk: the first commit wins. The flag says that the job now waits for its finaliser."""
+        """Finish a chunk: the first commit wins. The flag says that the job now waits for its finaliser.
+
+        Dead letters live for `dead_ttl_ms`; the oldest go when there are more than `dead_most`.
+        """
         flat: list[Any] = [value for pair in records for value in pair]
         head = (job, chunk, attempt, tally.ok, tally.partial, tally.failed, json.dumps(dict(tally.codes)), part)
-        return self._script(_scripts.COMMIT, (*head, *flat), lambda reply: (Commit(reply[0].decode()), bool(reply[1])))
+        letters = (json.dumps([asdict(letter) for letter in dead]), dead_ttl_ms, dead_most)
+        return self._script(_scripts.COMMIT, (*head, *letters, *flat), _replies.read_commit, durable=True)
 
     def hand_back(self, owner: str, leases: Sequence[tuple[str, str, int]]) -> Call[list[tuple[str, str]]]:
         """Return leases unused; nobody died. The answer lists the chunks to publish again."""
-        return self._script(_scripts.HAND_BACK, (owner, *_flat(leases)), _read_members)
+        return self._script(_scripts.HAND_BACK, (owner, *_replies.flat(leases)), _replies.read_members)
 
     def expire_leases(self, queue: str, *, limit: int) -> Call[list[tuple[str, str]]]:
         """Queue again what a silent worker held. The answer lists the chunks to publish again."""
-        return self._script(_scripts.EXPIRE_LEASES, (queue, limit), _read_members)
+        return self._script(_scripts.EXPIRE_LEASES, (queue, limit), _replies.read_members)
 
-    def oldest_queued(self, queue: str, older_than_ms: int, count: int) -> Call[list[tuple[str, str]]]:
+    def oldest_queued(
+        self, queue: str, older_than_ms: int, count: int, offset: int = 0
+    ) -> Call[list[tuple[str, str]]]:
         """The oldest queued chunks that have been queued since before a time on the ledger's clock."""
-        return self._command(
-            "ZRANGEBYSCORE", self.keys.queue(queue, "queued"), _read_members, "-inf", older_than_ms, "LIMIT", 0, count
-        )
+        page = ("-inf", older_than_ms, "LIMIT", offset, count)
+        return self._command("ZRANGEBYSCORE", self.keys.queue(queue, "queued"), _replies.read_members, *page)
 
     def cancel(self, job: str) -> Call[str]:
         """Cancel a job: `CANCELLED`, `FINISHED` or `UNKNOWN`."""
         return self._script(_scripts.CANCEL, (job,), bytes.decode)
 
-    def finish(self, job: str) -> Call[bool]:
-        """End a job whose images are all done, and start its time to live."""
-        return self._script(_scripts.FINISH, (job,), bool)
+    def abandon(self, silent_ms: int, count: int) -> Call[list[str]]:
+        """Give up waiting for producers that have been silent for so long; their jobs."""
+        return self._script(_scripts.ABANDON, (silent_ms, count), _replies.read_strings)
+
+    def dead_letters(self, offset: int, count: int) -> Call[list[str]]:
+        """Keys of dead letters, newest first."""
+        return self._command("ZREVRANGE", self.keys.shared("dead"), _replies.read_strings, offset, offset + count - 1)
+
+    def dead_letter_count(self, now_ms: int) -> Call[int]:
+        """How many dead letters there are."""
+        return self._command("ZCOUNT", self.keys.shared("dead"), int, f"({now_ms}", "+inf")
+
+    def dead_letter(self, key: str) -> Call[dict[str, str]]:
+        """A dead letter: `letter` (JSON), `history` (a line of JSON for each attempt before the last), `code`."""
+        return self._command("HGETALL", self.keys.dead(key), _replies.read_map)
+
+    def note_requeued(self, key: str, job: str) -> Call[bool]:
+        """Note on a dead letter as which job it was tried again; false if it has expired."""
+        return self._script(_scripts.NOTE_REQUEUED, (key, job), bool)
+
+    def discard(self, key: str) -> Call[bool]:
+        """Drop a dead letter, and the image that was kept for it."""
+        return self._script(_scripts.DISCARD, (key,), bool)
+
+    def finish(self, job: str, done: int | None = None) -> Call[bool]:
+        """End a job whose images are all done (and are as many as the caller knows of), and start its time to live."""
+        return self._script(_scripts.FINISH, (job, "" if done is None else done), bool)
 
     def delete(self, job: str, *, page: int = 256) -> Call[int]:
         """Delete a page of a finished job: 1 when it is gone, 0 while there is more, -1 when it still runs."""
@@ -216,11 +220,20 @@ class Ledger:
 
     def job(self, job: str) -> Call[dict[str, str]]:
         """A job's fields; empty if there is no such job."""
-        return self._command("HGETALL", self.keys.job(job), _read_map)
+        return self._command("HGETALL", self.keys.job(job), _replies.read_map)
 
     def jobs(self, offset: int, count: int) -> Call[list[str]]:
         """Job ids, newest first."""
-        return self._command("ZREVRANGE", self.keys.shared("jobs"), _read_strings, offset, offset + count - 1)
+        return self._command("ZREVRANGE", self.keys.shared("jobs"), _replies.read_strings, offset, offset + count - 1)
+
+    def jobs_before(self, ms: int, offset: int, count: int) -> Call[list[str]]:
+        """Job ids, oldest first, of jobs made before a time on the ledger's clock."""
+        page = ("-inf", ms, "LIMIT", offset, count)
+        return self._command("ZRANGEBYSCORE", self.keys.shared("jobs"), _replies.read_strings, *page)
+
+    def has_job(self, job: str) -> Call[bool]:
+        """Whether the job has not expired."""
+        return self._command("EXISTS", self.keys.job(job), bool)
 
     def created(self, job: str) -> Call[float | None]:
         """When the job was made, in milliseconds; known for a while after the job itself has expired."""
@@ -228,7 +241,7 @@ class Ledger:
 
     def now(self) -> Call[int]:
         """The ledger's clock, in milliseconds."""
-        return Call("TIME", (), (), _read_time)
+        return Call("TIME", (), (), _replies.read_time)
 
     def forget_job(self, job: str) -> Call[int]:
         """Drop the id of a job that has expired from the list of jobs."""
@@ -236,27 +249,38 @@ class Ledger:
 
     def queues(self) -> Call[list[str]]:
         """Names of all queues that ever had a chunk."""
-        return self._command("SMEMBERS", self.keys.shared("queues"), lambda reply: sorted(_read_strings(reply)))
+        return self._command(
+            "SMEMBERS", self.keys.shared("queues"), lambda reply: sorted(_replies.read_strings(reply))
+        )
 
-    def finalisable(self, count: int) -> Call[list[str]]:
-        """Jobs that wait for their finaliser, oldest first."""
-        return self._command("ZRANGE", self.keys.shared("finalise"), _read_strings, 0, count - 1)
+    def finalisable(self, count: int, now_ms: int | None = None) -> Call[list[str]]:
+        """Jobs that wait for their finaliser, oldest first; those that are due by `now_ms`."""
+        page = ("-inf", "+inf" if now_ms is None else now_ms, "LIMIT", 0, count)
+        return self._command("ZRANGEBYSCORE", self.keys.shared("finalise"), _replies.read_strings, *page)
+
+    def defer(self, job: str, until_ms: int) -> Call[int]:
+        """Have the finaliser look at a job later, unless its last image ends before that."""
+        return self._command("ZADD", self.keys.shared("finalise"), int, "XX", until_ms, job)
 
     def pending(self, job: str, offset: int, count: int) -> Call[list[str]]:
-        """Chunks of a job without a final answer."""
-        return self._command("ZRANGE", self.keys.pending(job), _read_strings, offset, offset + count - 1)
+        """Queued chunks of a job."""
+        return self._command("ZRANGE", self.keys.pending(job), _replies.read_strings, offset, offset + count - 1)
 
     def chunk(self, job: str, chunk: str) -> Call[dict[str, str]]:
         """An unfinished chunk's fields; empty when it is finished or unknown."""
-        return self._command("HGETALL", self.keys.chunk(job, chunk), _read_map)
+        return self._command("HGETALL", self.keys.chunk(job, chunk), _replies.read_map)
+
+    def has_chunk(self, job: str, chunk: str) -> Call[bool]:
+        """Whether there is an unfinished chunk of that name."""
+        return Call("EXISTS", (self.keys.chunk(job, chunk),), (), bool)
 
     def log(self, job: str, offset: int, count: int) -> Call[list[str]]:
         """Finished chunks of a job in the order in which they finished."""
-        return self._command("LRANGE", self.keys.log(job), _read_strings, offset, offset + count - 1)
+        return self._command("LRANGE", self.keys.log(job), _replies.read_strings, offset, offset + count - 1)
 
     def part(self, job: str, chunk: str) -> Call[Part | None]:
         """The winning commit of a chunk."""
-        return self._command("HGET", self.keys.parts(job), lambda reply: _read_part(chunk, reply), chunk)
+        return self._command("HGET", self.keys.parts(job), lambda reply: _replies.read_part(chunk, reply), chunk)
 
     def records(self, job: str, chunk: str) -> Call[dict[str, bytes]]:
         """A chunk's records as JSON, by image id; empty when they expired or lie in a sink."""
@@ -273,77 +297,17 @@ class Ledger:
         return [
             self._command("ZCARD", self.keys.queue(queue, "queued"), int),
             self._command("ZCARD", self.keys.queue(queue, "leased"), int),
-            self._command("HGETALL", self.keys.queue(queue, "images"), _read_map),
-            self._command("ZRANGE", self.keys.queue(queue, "queued"), _read_first_score, 0, 0, "WITHSCORES"),
+            self._command("ZCARD", self.keys.queue(queue, "parked"), int),
+            self._command("HGETALL", self.keys.queue(queue, "images"), _replies.read_map),
+            self._command("HGETALL", self.keys.queue(queue, "rates"), _replies.read_map),
+            self._command("ZRANGE", self.keys.queue(queue, "queued"), _replies.read_first_score, 0, 0, "WITHSCORES"),
             self.now(),
         ]
 
-    def _script(self, script: Script, args: tuple[Any, ...], read: Callable[[Any], T]) -> Call[T]:
-        return Call(script, (self.keys.prefix,), args, read)
+    def _script(
+        self, script: Script, args: tuple[Any, ...], read: Callable[[Any], T], *, durable: bool = False
+    ) -> Call[T]:
+        return Call(script, (self.keys.prefix,), args, read, durable)
 
     def _command(self, name: str, key: str, read: Callable[[Any], T], *args: Any) -> Call[T]:
         return Call(name, (key,), args, read)
-
-
-def read_depth(answers: Sequence[Any]) -> QueueDepth:
-    """Put the answers of `Ledger.depth` together."""
-    queued, leased, images, oldest_ms, now_ms = answers
-    return QueueDepth(
-        queued_chunks=queued,
-        leased_chunks=leased,
-        queued_images=int(images.get("queued", 0)),
-        leased_images=int(images.get("leased", 0)),
-        done_images=int(images.get("done", 0)),
-        oldest_seconds=0.0 if oldest_ms is None else max(0.0, (now_ms - oldest_ms) / 1000),
-    )
-
-
-def _flat(leases: Sequence[tuple[str, str, int]]) -> list[str | int]:
-    return [value for lease in leases for value in lease]
-
-
-def _read_lease(reply: list[Any]) -> Lease:
-    outcome = Begin(reply[0].decode())
-    if outcome not in (Begin.RUN, Begin.EXPIRED):
-        return Lease(outcome)
-    _, payload, attempt, deaths, waited_ms, left_ms, models = reply
-    return Lease(
-        outcome,
-        payload,
-        attempt,
-        deaths,
-        waited_ms,
-        int(float(left_ms)) if left_ms else None,
-        tuple(json.loads(models)),
-    )
-
-
-def _read_members(reply: list[bytes]) -> list[tuple[str, str]]:
-    pairs = (member.decode().split("/", 1) for member in reply)
-    return [(job, chunk) for job, chunk in pairs]
-
-
-def _read_strings(reply: Iterable[bytes]) -> list[str]:
-    return [value.decode() for value in reply]
-
-
-def _read_map(reply: Mapping[bytes, bytes]) -> dict[str, str]:
-    return {key.decode(): value.decode("utf-8", "replace") for key, value in reply.items()}
-
-
-def _read_first_score(reply: list[Any]) -> float | None:
-    if not reply:
-        return None
-    first = reply[0]
-    return float(first[1] if isinstance(first, (tuple, list)) else reply[1])
-
-
-def _read_time(reply: tuple[int, int]) -> int:
-    return reply[0] * 1000 + reply[1] // 1000
-
-
-def _read_part(chunk: str, reply: bytes | None) -> Part | None:
-    if reply is None:
-        return None
-    _, attempt, ok, partial, failed, name = reply.decode().split(" ", 5)
-    return Part(chunk, int(attempt), int(ok), int(partial), int(failed), name)

@@ -1,0 +1,56 @@
+-- Pairs of image id and record follow the first eleven arguments (none for a job with a sink: `part` names its part).
+-- Each dead letter keeps what is needed to try its image again, and its parked image.
+local job, chunk, attempt, ok, partial, failed, codes_json, part = unpack(ARGV, 1, 8)
+local dead_json, dead_ttl_ms, dead_most = unpack(ARGV, 9, 11)
+local HSET_FIELDS = 128 -- at a time: Lua's stack is bounded
+local jk, log_key, records_key = job_key(job), P .. 'log:' .. job, P .. 'records:' .. job .. ':' .. chunk
+local won = attempted('HGET', P .. 'parts:' .. job, chunk)
+if won then return {string.match(won, '^%x+ (%d+) ') == attempt and 'REPEATED' or 'LATE', 0} end
+local c = load(job, chunk)
+local writable = won == false and attempted('LLEN', log_key) and attempted('HLEN', records_key)
+local held = fields(chunk_key(job, chunk), 'digest', 'payload', 'room', 'history')
+if not c or not writable or not held[1] then return {'GONE', 0} end
+local codes, dead, keep = cjson.decode(codes_json), cjson.decode(dead_json), {}
+for _, letter in ipairs(dead) do keep[letter.ref] = true end
+redis.call('DEL', c.key)
+for sha in string.gmatch(held[2] or '', '"blob:(%x+)"') do
+  local name = job .. ':' .. chunk .. ':' .. sha
+  local member = name .. ':' .. (attempted('STRLEN', P .. 'blob:' .. name) or 0)
+  if keep['blob:' .. sha] then
+    redis.call('PEXPIRE', P .. 'blob:' .. name, dead_ttl_ms)
+    redis.call('ZADD', P .. 'blobs', 'XX', now + tonumber(dead_ttl_ms), member)
+  else
+    redis.call('DEL', P .. 'blob:' .. name)
+    if redis.call('ZREM', P .. 'blobs', member) == 1 then
+      redis.call('DECRBY', P .. 'blob_bytes', string.match(member, '(%d+)$'))
+    end
+  end
+end
+leave(c)
+count(c.queue, 'done', c.n)
+tick(c.queue, 'done', c.n)
+redis.call('DECRBY', P .. 'room', held[3] or 0)
+for _, letter in ipairs(dead) do
+  local key = P .. 'dead:' .. letter.key
+  redis.call('HSET', key, 'letter', letter.body, 'history', held[4] or '', 'code', letter.code)
+  redis.call('PEXPIRE', key, dead_ttl_ms)
+  redis.call('ZADD', P .. 'dead', now + tonumber(dead_ttl_ms), letter.key)
+end
+if #dead > 0 then
+  redis.call('ZREMRANGEBYSCORE', P .. 'dead', '-inf', now)
+  for _, old in ipairs(redis.call('ZRANGE', P .. 'dead', 0, -1 - dead_most)) do drop_letter(old) end
+end
+redis.call('HSET', P .. 'parts:' .. job, chunk,
+  held[1] .. ' ' .. attempt .. ' ' .. ok .. ' ' .. partial .. ' ' .. failed .. ' ' .. part)
+redis.call('RPUSH', log_key, chunk)
+redis.call('HINCRBY', jk, 'done', c.n)
+redis.call('HINCRBY', jk, 'ok', tonumber(ok))
+redis.call('HINCRBY', jk, 'partial', tonumber(partial))
+redis.call('HINCRBY', jk, 'failed', tonumber(failed))
+for code, images in pairs(codes) do redis.call('HINCRBY', jk, 'code:' .. code, images) end
+for i = 12, #ARGV, HSET_FIELDS do
+  redis.call('HSET', records_key, unpack(ARGV, i, math.min(i + HSET_FIELDS - 1, #ARGV)))
+end
+local last = end_if_complete(job)
+notify(job)
+return {'COMMITTED', last}
