@@ -1,0 +1,91 @@
+"""What all duties share, and who has which duty."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from classifleet.config import ImageError, Settings, message
+from classifleet.config.celery_app import Publisher
+from classifleet.config.claims import Claims
+from classifleet.ledger import Ledger, SyncRunner
+from classifleet.worker.sink import Sinks
+
+DUTY_LEASE_SECONDS: Final = 15.0
+PUBLISH_PAGE: Final = 500
+Chunk = tuple[str, str]
+
+
+class Interrupted(Exception):
+    """The process is ending, or another one has the duty now: what was begun is gone on with later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all duties need. `is_worker` is false for an exporter, which has neither models nor, perhaps, a sink."""
+
+    ledger: Ledger
+    runner: SyncRunner
+    publisher: Publisher
+    sinks: Sinks
+    settings: Settings
+    owner: str
+    is_worker: bool = True
+    closing: threading.Event = field(default_factory=threading.Event)
+    claims: Claims = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "claims", Claims(self.settings))
+
+    def now_ms(self) -> int:
+        """The ledger's clock."""
+        return self.runner.run(self.ledger.now())
+
+    def queues(self) -> list[str]:
+        """Names of all queues."""
+        return self.runner.run(self.ledger.queues())
+
+    def publish(self, queue: str, chunks: Sequence[Chunk]) -> None:
+        """Publish wake-up calls.
+
+        Raises:
+            BrokerUnavailable: Those that were not published are found missing later.
+        """
+        for start in range(0, len(chunks), PUBLISH_PAGE):
+            page = chunks[start : start + PUBLISH_PAGE]
+            self.publisher.publish([(queue, message(job, chunk)) for job, chunk in page])
+
+    def writes_to(self, sink: str) -> bool:
+        """Whether this process may write there."""
+        try:
+            self.sinks.require_allowed(sink)
+        except ImageError:
+            return False
+        return True
+
+    def answers(self, job: Mapping[str, str]) -> bool:
+        """Whether this process can write the records of a job: an exporter need not have the sink's credentials."""
+        return self.is_worker or "sink" not in job or self.writes_to(job["sink"])
+
+
+class Duty:
+    """A duty that one process has at a time."""
+
+    def __init__(self, context: Context, name: str) -> None:
+        self._context = context
+        self._call = context.ledger.hold(name, context.owner, lease_ms=int(DUTY_LEASE_SECONDS * 1000))
+
+    def hold(self) -> bool:
+        """Take the duty, or keep it; false if another process has it."""
+        return self._context.runner.run(self._call)
+
+    def keep(self) -> None:
+        """Keep the duty through long work.
+
+        Raises:
+            Interrupted: The process is ending, or the duty was lost.
+        """
+        if self._context.closing.is_set() or not self.hold():
+            raise Interrupted

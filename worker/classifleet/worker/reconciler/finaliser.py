@@ -1,0 +1,137 @@
+"""The ends of jobs: records of what was cancelled, manifests, times to live.
+
+Everything can be repeated: what a process that ended had begun, the next one goes on with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+
+from classifleet.config import ClassifleetError, ErrorCode, LedgerUnavailable, StorageError, StorageUnavailable
+from classifleet.ledger import Part
+from classifleet.worker.reconciler.answers import answer
+from classifleet.worker.reconciler.context import Context, Duty
+
+log = structlog.get_logger(__name__)
+JOBS_A_ROUND: Final = 256
+PAGE: Final = 256
+CANCEL_PAGE: Final = 128
+LOOK_AGAIN_MS: Final = 2_000  # chunks of a cancelled job are at work: their commits come, or their leases run out
+TRY_AGAIN_MS: Final = 30_000  # the sink refused; other jobs do not wait behind this one
+
+
+class Finaliser:
+    """Ends the jobs with a sink, or those without: two duties, since not every process can write to a sink."""
+
+    def __init__(self, context: Context, *, with_sink: bool) -> None:
+        self._context = context
+        self._with_sink = with_sink
+        self._duty = Duty(context, "finaliser-sink" if with_sink else "finaliser")
+
+    def round(self) -> bool:
+        """Look at every job that waits; false if another process has the duty.
+
+        Raises:
+            LedgerUnavailable: Redis is away.
+            Interrupted: The process is ending.
+        """
+        context = self._context
+        if not self._duty.hold():
+            return False
+        for job in context.runner.run(context.ledger.finalisable(JOBS_A_ROUND, context.now_ms())):
+            self._duty.keep()
+            fields = context.runner.run(context.ledger.job(job))
+            if ("sink" in fields) == self._with_sink:
+                self._try(job, fields)
+        return True
+
+    def _try(self, job: str, fields: dict[str, str]) -> None:
+        try:
+            again_ms = 0 if self._end(job, fields) else LOOK_AGAIN_MS
+        except LedgerUnavailable:
+            raise
+        except ClassifleetError as error:
+            log.error("job not ended; tried again later", job=job, error=str(error))
+            again_ms = TRY_AGAIN_MS
+        if again_ms:
+            self._context.runner.run(self._context.ledger.defer(job, self._context.now_ms() + again_ms))
+
+    def _end(self, job: str, fields: dict[str, str]) -> bool:
+        """Whether there is nothing more to do."""
+        run, ledger = self._context.runner.run, self._context.ledger
+        if not fields or "finished_at" in fields or fields["state"] == "open":
+            run(ledger.finish(job))
+            return True
+        if fields["state"] == "cancelled":
+            self._answer_cancelled(job, fields)
+            fields = run(ledger.job(job))
+        if not fields or fields["done"] != fields["accepted"]:
+            return False
+        parts = list(self._parts(job, int(fields["ttl_seconds"])))
+        if any(part.name for part in parts):
+            self._write_manifest(job, fields, [part for part in parts if part.name])
+        ended = run(ledger.finish(job, int(fields["done"])))
+        if ended:
+            log.info("job ended", job=job, state=fields["state"], images=int(fields["done"]))
+        return ended
+
+    def _parts(self, job: str, ttl_seconds: int) -> Iterator[Part]:
+        """The winning commits; the time to live of records in Redis starts on the way."""
+        runner, ledger = self._context.runner, self._context.ledger
+        offset = 0
+        while chunks := runner.run(ledger.log(job, offset, PAGE)):
+            offset += len(chunks)
+            self._duty.keep()
+            parts = [part for part in runner.run_all([ledger.part(job, chunk) for chunk in chunks]) if part]
+            in_redis = [part.chunk for part in parts if not part.name]
+            runner.run_all([ledger.expire_records(job, chunk, ttl_seconds) for chunk in in_redis])
+            yield from parts
+
+    def _write_manifest(self, job: str, fields: dict[str, str], parts: list[Part]) -> None:
+        sinks, sink = self._context.sinks, fields["sink"]
+        sinks.write_manifest(sink, job, summary(fields), parts)
+        self._duty.keep()
+        winners = {part.name for part in parts}
+        try:
+            orphans = [name for name in sinks.part_names(sink, job) if name not in winners]
+            for name in orphans:
+                sinks.delete_part(sink, job, name)
+        except (StorageError, StorageUnavailable) as error:
+            log.warning("parts that lost stay where they are; no reader follows them", job=job, error=str(error))
+            return
+        if orphans:
+            log.info("parts that lost deleted", job=job, parts=len(orphans))
+
+    def _answer_cancelled(self, job: str, fields: dict[str, str]) -> None:
+        """Give every image that is still queued its record."""
+        runner, ledger = self._context.runner, self._context.ledger
+        offset = 0
+        while chunks := runner.run(ledger.pending(job, offset, CANCEL_PAGE)):
+            self._duty.keep()
+            hashes = runner.run_all([ledger.chunk(job, chunk) for chunk in chunks])
+            queued = [(chunk, held) for chunk, held in zip(chunks, hashes, strict=True) if "n" in held]
+            offset += len(chunks) - len(queued)
+            answer(self._context, job, fields, queued, ErrorCode.CANCELLED)
+
+
+def summary(fields: dict[str, str]) -> dict[str, Any]:
+    """What the manifest says of the job as a whole."""
+    return {
+        "state": "done" if fields["state"] == "sealed" else fields["state"],
+        "models": json.loads(fields["models"]),
+        "versions": {name[4:]: version for name, version in fields.items() if name.startswith("pin:")},
+        "options": json.loads(fields["options"]),
+        "images": {name: int(fields[name]) for name in ("accepted", "ok", "partial", "failed")},
+        "by_code": {name[5:]: int(count) for name, count in fields.items() if name.startswith("code:")},
+        "created_at": _iso(float(fields["created_at"])),
+        "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
+
+
+def _iso(milliseconds: float) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
