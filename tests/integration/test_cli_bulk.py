@@ -112,6 +112,15 @@ def test_fail_on_error_is_stricter(bulk, folder, tmp_path):
     assert ids(tmp_path / "b" / "results.ndjson") == ["2026/01/c.jpg", "2026/b.jpg", "a.jpg"]
 
 
+def test_a_model_that_the_fleet_does_not_have_is_exit_code_1_and_a_line(bulk, folder, tmp_path):
+    ended = bulk(folder, "--model", "cats", "--out", tmp_path / "out")
+    assert ended.code == 1
+    assert "error: no image was classified: the workers have no model cats; CLASSIFLEET_MODELS" in ended.err
+    assert len(read_records(tmp_path / "out" / "results.ndjson")) == 5
+    assert bulk(folder, "--model", "cats", "--out", tmp_path / "out", "--job", ended.job).code == 1
+    assert bulk(folder, "--models", "cats,imagenet", "--out", tmp_path / "both").code == 0
+
+
 def test_a_file_that_cannot_be_sent_has_a_record_and_is_named(bulk, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("CLASSIFLEET_MAX_BYTES", str((folder / "a.jpg").stat().st_size - 1))
     ended = bulk(folder, "--include", "a.jpg", "--include", "notes.txt", "--out", tmp_path / "out")

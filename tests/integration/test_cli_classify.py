@@ -5,13 +5,16 @@ import signal
 
 import pytest
 from PIL import Image
+from redis import Redis
 
-from classifleet.config import data_reference
+from classifleet.config import Keys, data_reference
+from classifleet.ledger import Ledger, SyncRunner
 from classifleet.producer import Fleet
 from classifleet.producer.cli import _progress
 from classifleet.producer.formats import FORMATS
 from tests.cli_support import descendants, started
 from tests.support import wait_until
+from tests.support.services import ACCESS_KEY, SECRET_KEY
 
 
 @pytest.fixture
@@ -139,14 +142,57 @@ def test_a_model_that_the_fleet_does_not_have_is_the_images_error(classify, live
     assert "espresso" in ended.out
 
 
+def test_when_no_image_has_a_model_there_is_a_line(classify, live_fleet):
+    ended = classify(live_fleet.photos / "coffee.jpg", "data:,x", "--models", "cats,dogs", "--json")
+    assert ended.code == 1
+    [line] = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert "no image was classified: the workers have no model cats, dogs;" in line
+
+
+def test_a_version_of_an_s3_object_is_the_one_that_is_saved(classify, live_fleet, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("CLASSIFLEET_S3_ENDPOINT_URL", live_fleet.s3.endpoint_url)
+    monkeypatch.setenv("CLASSIFLEET_S3_PATH_STYLE", "true")
+    client = live_fleet.s3.client()
+    client.create_bucket(Bucket="versions")
+    client.put_bucket_versioning(Bucket="versions", VersioningConfiguration={"Status": "Enabled"})
+    first, _ = (
+        client.put_object(Bucket="versions", Key="a.jpg", Body=(live_fleet.photos / name).read_bytes())["VersionId"]
+        for name in ("coffee.jpg", "motorcycle_left.jpg")
+    )
+    ended = classify(f"s3://versions/a.jpg?versionId={first}", "--json", "--save", tmp_path)
+    assert ended.code == 0, ended
+    assert ended.records[0]["models"]["imagenet@1"]["top"] == "espresso"
+    with Image.open(live_fleet.photos / "coffee.jpg") as right, Image.open(tmp_path / "001-a.jpg") as saved:
+        assert saved.width == right.width
+    ended = classify("s3://versions/a.jpg?versionId=none-such", "s3://versions/a.jpg", "--save", tmp_path)
+    assert ended.code == 1
+
+
 def test_without_a_worker_it_gives_up_in_words_and_leaves_nothing_queued(cli, redis_url, photos, monkeypatch):
     monkeypatch.setattr(_progress, "NO_WORKER_SECONDS", 0.0)
     ended = cli("classify", photos / "coffee.jpg", "--timeout", "0.7", "--broker-url", redis_url)
-    assert ended.error == "gave up after 0.7 s: 0 of 1 images are answered; --timeout waits longer"
+    assert ended.error == (
+        "gave up after 0.7 s: no worker took anything from classify.default.interactive; start one with "
+        "`classifleet worker` (same CLASSIFLEET_BROKER_URL)"
+    )
     assert "no worker has taken anything from classify.default.interactive" in ended.err
     with Fleet(redis_url) as fleet:
         [job] = fleet.jobs()
         assert job.progress.state == "cancelled"
+
+
+def test_a_worker_that_takes_its_time_is_waited_for_longer(cli, redis_url, photos, monkeypatch):
+    refs = [photos / "coffee.jpg", "data:,x"]
+    with Fleet(redis_url) as fleet, Redis.from_url(redis_url) as client:
+        fleet.submit("data:,x", models="imagenet", id="at-work")
+        begin = Ledger(Keys("default")).begin(
+            "at-work", "00000000", "w1", lease_ms=60_000, latest={}, queue="classify.default.interactive", grant="g"
+        )
+        SyncRunner(client, redis_url).run(begin)
+        ended = cli("classify", *refs, "--timeout", "0.7", "--broker-url", redis_url)
+    assert ended.error == "gave up after 0.7 s: 0 of 2 images are answered; --timeout waits longer"
 
 
 def test_without_a_broker_it_starts_a_fleet_for_the_command_and_builds_the_model(cli, photos, monkeypatch, tmp_path):

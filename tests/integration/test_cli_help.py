@@ -1,5 +1,6 @@
 """Help, completion, errors: what one sees of the command line before it does anything."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -22,6 +23,11 @@ EXAMPLES = {
     ("jobs", "cancel"): "classifleet jobs cancel nightly-1",
     ("jobs", "results"): "classifleet jobs results nightly-1 > records.ndjson",
     ("jobs", "delete"): "classifleet jobs delete nightly-1",
+    ("queue", "stats"): "classifleet queue stats --watch",
+    ("dead-letters", "list"): "classifleet dead-letters list --code model_failed --model nsfw --since 2h",
+    ("dead-letters", "show"): "classifleet dead-letters show nightly-1.00000007.3",
+    ("dead-letters", "requeue"): "classifleet dead-letters requeue --code model_failed --since 1d",
+    ("dead-letters", "discard"): "classifleet dead-letters discard --all --yes",
     ("config", "show"): "CLASSIFLEET_CONFIG_FILE=fleet.toml classifleet config show --json",
     ("doctor",): "CLASSIFLEET_BROKER_URL=redis://10.0.0.5:6379/0 classifleet doctor --json",
     ("demo",): "classifleet demo --images 1000 --out demo-results",
@@ -44,6 +50,13 @@ def test_help_lists_every_command(cli):
     assert ended.code == 0
     for command in ("up", "worker", "classify", "bulk", "jobs", "models", "config", "demo", "doctor"):
         assert f"│ {command} " in ended.out
+    for command in ("queue", "dead-letters"):
+        assert f"│ {command} " in ended.out
+
+
+def test_the_version(cli):
+    ended = cli("--version")
+    assert (ended.code, ended.out) == (0, f"classifleet {importlib.metadata.version('classifleet')}\n")
 
 
 @pytest.mark.parametrize("command", EXAMPLES, ids=" ".join)
@@ -91,6 +104,13 @@ def test_an_error_is_one_line_and_exit_code_2(cli, monkeypatch):
     assert cli("config", "show").error == "CLASSIFLEET_MODLES is not a setting; did you mean CLASSIFLEET_MODELS?"
 
 
+def test_a_misspelt_key_in_the_file_is_one_line_with_what_may_be_meant(cli, monkeypatch, tmp_path):
+    (tmp_path / "classifleet.toml").write_text('modles = ["imagenet"]\n')
+    monkeypatch.chdir(tmp_path)
+    error = cli("config", "show").error
+    assert error == "settings: modles is not a setting; did you mean models? (modles from classifleet.toml)"
+
+
 def test_an_error_of_the_system_is_one_line_too(cli, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CLASSIFLEET_BROKER_URL", "redis://127.0.0.1:1")
@@ -106,6 +126,11 @@ def test_a_broker_that_is_down_is_one_line(cli):
 @pytest.mark.parametrize("command", ["list", "show x", "wait x", "cancel x", "results x", "delete x"])
 def test_jobs_without_a_fleet_say_how_to_name_one(cli, command):
     assert "set CLASSIFLEET_BROKER_URL, or pass --broker-url" in cli("jobs", *command.split()).error
+
+
+@pytest.mark.parametrize("command", ["queue stats", "dead-letters list", "dead-letters requeue --all"])
+def test_other_commands_without_a_fleet_say_so_too(cli, command):
+    assert "set CLASSIFLEET_BROKER_URL, or pass --broker-url" in cli(*command.split()).error
 
 
 def test_model_is_an_alias_of_models(cli):

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from redis import Redis
 
-from classifleet.config import data_reference
+from classifleet.config import Keys, data_reference
+from classifleet.ledger import Ledger, SyncRunner
 from classifleet.producer import Fleet
 from classifleet.producer.cli import _progress
 from tests.cli_support import started
@@ -92,6 +94,23 @@ def test_cancel(jobs, fleet, worker):
     submit(fleet, "mine")
     assert jobs("cancel", "mine").err == "mine is cancelled\n"
     assert fleet.job("mine").progress().state == "cancelled"
+
+
+def test_an_abandoned_job_says_so(jobs, fleet, worker, redis_url):
+    def items():
+        yield from (f"data:,{n}" for n in range(16))  # as many as go to the ledger at one time
+        raise KeyboardInterrupt  # the producer is gone
+
+    with pytest.raises(KeyboardInterrupt):
+        fleet.submit_many(items(), models="imagenet", job_id="mine", chunk_size=1)
+    with Redis.from_url(redis_url) as client:
+        assert SyncRunner(client, redis_url).run(Ledger(Keys("default")).abandon(0, 10)) == ["mine"]
+    assert "abandoned, ending" in jobs("show", "mine").out
+    worker.answer()
+    [shown] = jobs("show", "mine", "--json").records
+    assert shown["progress"]["state"] == "abandoned"
+    assert "abandoned, ending" not in jobs("list").out
+    assert "abandoned" in jobs("list").out
 
 
 def test_results_are_printed_a_line_each(jobs, fleet, worker):

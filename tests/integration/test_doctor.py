@@ -5,10 +5,13 @@ import pytest
 from classifleet.config import Settings
 from classifleet.config import checks as shared_checks
 from classifleet.config.checks import State
-from classifleet.producer.cli._checks import check_broker, check_ledger, check_store, check_versions
+from classifleet.producer import Fleet
+from classifleet.producer.cli import _queue
+from classifleet.producer.cli._checks import check_broker, check_ledger, check_queues, check_store, check_versions
 from classifleet.producer.cli._doctor import run_check
 from classifleet.worker.checks import check_device, check_models, check_worker_versions
 from tests.support import RedisServer
+from tests.support.dead import FailingWorker
 
 
 def find(check, **settings):
@@ -30,7 +33,7 @@ def test_all_is_well(cli, redis_url, zoo, tmp_path, monkeypatch):
     [findings] = ended.records
     assert {finding["state"] for finding in findings} == {"ok"}
     subjects = {finding["subject"] for finding in findings}
-    assert subjects == {"versions", "broker", "ledger", "object store", "worker", "models", "device"}
+    assert subjects == {"versions", "broker", "ledger", "queues", "object store", "worker", "models", "device"}
     assert list((tmp_path / "sink").iterdir()) == []  # its probe is gone
 
 
@@ -116,6 +119,33 @@ def test_ledger_unfit(tmp_path):
 def test_ledger_nowhere():
     found = failure(check_ledger, broker_url="amqp://127.0.0.1")
     assert "no Redis for the ledger: set CLASSIFLEET_REDIS_URL" in found.what
+
+
+def test_queues_that_are_idle(redis_url):
+    [found] = find(check_queues, broker_url=redis_url, queues=["default", "gpu"])
+    assert found.state is State.OK
+    for name in ("classify.default.bulk", "classify.default.interactive", "classify.gpu.bulk"):
+        assert name in found.what
+    assert "whether a worker serves them shows when there is work" in found.what
+
+
+def test_queues_of_which_nobody_takes_one(redis_url, settings, monkeypatch):
+    monkeypatch.setattr(_queue, "WAITED_SECONDS", 0.0)
+    with Fleet(redis_url) as fleet, FailingWorker(settings(namespace="default", broker_url=redis_url)) as worker:
+        fleet.submit("data:,x", models="imagenet")
+        fleet.submit_many(["data:,x"], models="imagenet", job_id="mine")
+        worker.begin("mine", "00000000", "classify.default.bulk")
+        unserved, served = find(check_queues, broker_url=redis_url)
+    assert unserved.state is State.WARNING
+    assert unserved.what.startswith("classify.default.interactive: 1 images wait for ")
+    assert unserved.remedy == "start `classifleet worker` for this broker, with default in CLASSIFLEET_QUEUES"
+    assert (served.state, served.what) == (State.OK, "workers serve classify.default.bulk")
+
+
+def test_queues_without_a_ledger():
+    assert find(check_queues) == []
+    assert find(check_queues, broker_url="redis://127.0.0.1:1/0", connect_timeout_seconds=0.5) == []
+    assert find(check_queues, broker_url="amqp://127.0.0.1") == []
 
 
 def test_object_store(s3, tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from classifleet.config import MissingExtra, Settings, StorageError, StorageUnav
 from classifleet.config.storage import FolderStore, S3Store, Store, open_store
 from tests.conftest import S3
 
+CLOCKS_APART_SECONDS = 2.0  # S3 rounds to seconds
 NAMES = ["a.txt", "a/b.txt", "a/c/d.txt", "a-b/e.txt", "a.d/f.txt", "b", "z ä?#%41.txt"]
 
 
@@ -60,6 +63,31 @@ def test_names_below_a_prefix(store: Store) -> None:
         store.put(name, b"x")
     for prefix in ("", "a", "a/", "a/c/", "a/c", "a.", "z", "nothing", "nothing/", "a.txt/"):
         assert sorted(store.names(prefix)) == sorted(name for name in NAMES if name.startswith(prefix)), prefix
+
+
+def test_objects_have_the_time_of_writing(store: Store) -> None:
+    before = time.time() - CLOCKS_APART_SECONDS
+    for name in NAMES:
+        store.put(name, b"x")
+    found = list(store.objects("a/"))
+    assert sorted(each.name for each in found) == ["a/b.txt", "a/c/d.txt"]
+    assert all(before < each.modified < time.time() + CLOCKS_APART_SECONDS for each in found)
+
+
+def test_empty_folders_are_pruned_up_to_the_root(store: Store) -> None:
+    for name in ("a/b/c", "a/d"):
+        store.put(name, b"x")
+    store.prune("a/b/c")  # nothing is empty
+    store.delete("a/b/c")
+    store.prune("a/b/c")
+    store.prune("no/such/object")
+    assert list(store.names()) == ["a/d"]
+    store.delete("a/d")
+    store.prune("a/d")
+    if isinstance(store, FolderStore):
+        assert list(store.root.iterdir()) == []
+    store.put("a/b/c", b"x")
+    assert store.get("a/b/c") == b"x"
 
 
 def test_the_url_opens_the_same_store(store: Store, request: pytest.FixtureRequest) -> None:
@@ -295,3 +323,23 @@ def test_without_boto3_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_wrong_endpoint_is_a_storage_error(endpoint: str) -> None:
     with pytest.raises(StorageError, match="no S3 client: Invalid endpoint"):
         open_store("s3://bucket", Settings.load(s3_endpoint_url=endpoint))
+
+
+def test_a_folder_that_cannot_be_read_is_left_out_if_somebody_is_told(tmp_path, monkeypatch):
+    """Otherwise it is an error: a sink with holes must not look whole."""
+    for name in ("closed", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_bytes(b"")
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    told: list[StorageError] = []
+    assert list(FolderStore(tmp_path, unreadable=told.append).names()) == ["open/a"]
+    assert "closed" in str(told[0])
+    with pytest.raises(StorageError, match="closed"):
+        list(FolderStore(tmp_path).names())

@@ -10,9 +10,12 @@ from classifleet.config.errors import (
     IdConflict,
     ImageError,
     InvalidRequest,
+    JobAbandoned,
+    LedgerFull,
     LedgerUnavailable,
     MissingExtra,
     ModelError,
+    NotReplicated,
     QueueFull,
     ResultExpired,
     ResultTimeout,
@@ -39,6 +42,7 @@ __all__ = [  # noqa: RUF022 - grouped by noun
     "KEY_TABLE", "SCHEMA_VERSION", "Keys",
     # errors
     "CODES", "BrokerUnavailable", "ClassifleetError", "CodeSpec", "ErrorCode", "FormatError", "IdConflict",
-    "ImageError", "InvalidRequest", "LedgerUnavailable", "MissingExtra", "ModelError", "QueueFull", "ResultExpired",
-    "ResultTimeout", "SettingsError", "StorageError", "StorageUnavailable", "Unavailable", "UnknownJob",
+    "ImageError", "InvalidRequest", "JobAbandoned", "LedgerFull", "LedgerUnavailable", "MissingExtra", "ModelError",
+    "NotReplicated", "QueueFull", "ResultExpired", "ResultTimeout", "SettingsError", "StorageError",
+    "StorageUnavailable", "Unavailable", "UnknownJob",
 ]  # fmt: skip

@@ -14,30 +14,26 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from classifleet.config.brokers import (
+    AMQP_QUEUE,
+    broker_queue,
+    is_amqp,
+    require_transport,
+    transport_options,
+    woken,
+)
 from classifleet.config.errors import BrokerUnavailable
-from classifleet.config.payload import TASK_NAME, Message
-from classifleet.config.settings import Settings, for_kombu, is_redis, mask_url
+from classifleet.config.payload import TASK_NAME, Lane, Message
+from classifleet.config.settings import Settings, for_kombu, is_redis, mask_url, queue_name
 
 if TYPE_CHECKING:
     from celery import Celery
-    from kombu import Connection
+    from kombu import Connection, Queue
 
+LANES: Final[tuple[Lane, ...]] = ("interactive", "bulk")
 PUBLISH_CONNECTIONS: Final = 4  # per process; a publish holds one for well under a millisecond
 _RETRIES: Final = 1  # each attempt gets its share of the caller's time
 _RETRY_PAUSE_SECONDS: Final = 0.05
-
-# Redelivery is the ledger's business (see docs/guarantees.md); these only make the stock transport behave.
-_REDIS_OPTIONS: Final[dict[str, Any]] = {
-    "visibility_timeout": 300,
-    "unacked_restore_interval": 10,
-    "unacked_restore_throttle": 1,
-    "unacked_restore_limit": 100,
-    "priority_steps": [0],  # one list a queue: lanes are queues, not priorities
-    "queue_order_strategy": "priority",  # interactive is listed first
-    "socket_keepalive": True,
-    "socket_timeout": 15,
-    "health_check_interval": 10,
-}
 
 _CONF: Final[dict[str, Any]] = {
     "accept_content": ["json"],
@@ -48,7 +44,6 @@ _CONF: Final[dict[str, Any]] = {
     "task_ignore_result": True,
     "task_create_missing_queues": True,
     "worker_prefetch_multiplier": 1,
-    "worker_disable_prefetch": True,  # leaves the backlog where an autoscaler can see it
     "worker_send_task_events": False,
     "worker_enable_remote_control": False,
     "worker_disable_rate_limits": True,
@@ -59,33 +54,44 @@ _CONF: Final[dict[str, Any]] = {
 }
 
 
-def transport_options(url: str, connect_timeout_seconds: float) -> dict[str, Any]:
-    """Options for kombu's transport of this URL."""
-    if not is_redis(url):
-        return {}
-    return {**_REDIS_OPTIONS, "socket_connect_timeout": connect_timeout_seconds}
-
-
 def make_app(settings: Settings) -> Celery:
     """Build the Celery application of a fleet.
 
     Raises:
         BrokerUnavailable: No broker is configured.
+        SettingsError: The broker is one that kombu does not know.
+        MissingExtra: It needs a package that is not installed.
     """
     from classifleet.config._celery import IsolatedCelery
 
     url = broker_url(settings)
+    require_transport(url)
     app = IsolatedCelery("classifleet", broker=url)
     app.conf.update(
         _CONF,
         broker_url=url,
         broker_read_url=url,
         broker_write_url=url,
-        broker_transport_options=transport_options(url, settings.connect_timeout_seconds),
+        broker_transport_options=transport_options(settings, url, settings.connect_timeout_seconds),
         broker_connection_timeout=settings.connect_timeout_seconds,
-        worker_concurrency=settings.chunks_in_flight,
+        # Threads; how many chunks are taken is bounded by `worker/places.py`, which the reduction would undo.
+        worker_concurrency=settings.chunks_in_flight + settings.chunks_waiting,
+        worker_enable_prefetch_count_reduction=False,
+        # It leaves the backlog where an autoscaler can see it; of what they take our transport and AMQP keep count.
+        worker_disable_prefetch=is_redis(url) and settings.transport == "stock",
+        task_queues=_queues(settings, url),
     )
     return app
+
+
+def _queues(settings: Settings, url: str) -> list[Queue]:
+    """The queues that a worker serves, interactive ones first."""
+    from kombu import Queue
+
+    names = [broker_queue(settings, url, queue_name(pool, lane)) for lane in LANES for pool in settings.queues]
+    arguments = AMQP_QUEUE if is_amqp(url) else None
+    # The default exchange routes by queue name, with any broker.
+    return [Queue(name, exchange="", routing_key=name, queue_arguments=arguments) for name in names]
 
 
 def broker_url(settings: Settings) -> str:
@@ -99,6 +105,7 @@ class Publisher:
     """Publishes wake-up messages on connections of its own; safe across threads and fork."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._url = broker_url(settings)
         self._timeout = settings.connect_timeout_seconds
         self._origin = f"{os.getpid()}@{socket.gethostname()}"
@@ -111,9 +118,12 @@ class Publisher:
 
         Raises:
             BrokerUnavailable: Within `connect_timeout_seconds`.
+            SettingsError: The broker is one that kombu does not know.
+            MissingExtra: It needs a package that is not installed.
         """
+        named = [(broker_queue(self._settings, self._url, queue), message) for queue, message in messages]
         with self._errors(), self._connections().acquire(block=True, timeout=self._timeout) as connection:
-            self._publish_on(connection, list(messages))
+            self._publish_on(connection, named)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -129,6 +139,8 @@ class Publisher:
         from kombu import Producer
 
         def send() -> None:
+            for queue in dict.fromkeys(queue for queue, _ in messages):
+                self._declare(connection, queue)
             with Producer(connection.default_channel) as producer, producer.batch():
                 for queue, message in messages:
                     producer.publish(
@@ -143,13 +155,24 @@ class Publisher:
         # Given the connection as the object to revive, kombu drops its old default channel.
         connection.ensure(connection, send, max_retries=_RETRIES, interval_start=_RETRY_PAUSE_SECONDS)()
 
+    def _declare(self, connection: Connection, queue: str) -> None:
+        """RabbitMQ drops what is published to a queue that does not exist."""
+        if is_amqp(self._url) and queue not in connection.declared_entities:
+            connection.default_channel.queue_declare(
+                queue=queue, durable=True, auto_delete=False, arguments=AMQP_QUEUE
+            )
+            connection.declared_entities.add(queue)
+
     def depth(self, queue: str) -> int:
         """How many messages wait on a queue; 0 if it does not exist.
 
         Raises:
-            BrokerUnavailable: See `publish`.
+            BrokerUnavailable, SettingsError, MissingExtra: See `publish`.
         """
+        queue = broker_queue(self._settings, self._url, queue)
         with self._errors(), self._connections().acquire(block=True, timeout=self._timeout) as connection:
+            if is_redis(self._url):
+                return sum(int(connection.default_channel._size(name)) for name in (queue, woken(queue)))
             try:
                 declared = connection.default_channel.queue_declare(queue=queue, passive=True)
             except connection.channel_errors:
@@ -173,10 +196,11 @@ class Publisher:
             if self._pool is None or self._pid != os.getpid():  # a forked child must not use its parent's sockets
                 from kombu import Connection
 
+                require_transport(self._url)
                 self._pid = os.getpid()
                 seconds = self._timeout / (1 + _RETRIES)
                 # kombu's own pause after a refused connection is two seconds
-                options = transport_options(self._url, seconds) | {
+                options = transport_options(self._settings, self._url, seconds) | {
                     "max_retries": _RETRIES,
                     "interval_start": _RETRY_PAUSE_SECONDS,
                 }

@@ -10,8 +10,11 @@ exception is raised. A *call* that cannot be carried out raises a `ClassifleetEr
     ├── Unavailable           something the call needs did not answer in time
     │   ├── BrokerUnavailable
     │   ├── LedgerUnavailable
+    │   │   ├── LedgerFull    Redis is at its maxmemory (a producer's submission raises QueueFull for it)
+    │   │   └── NotReplicated too few replicas have the write (setting `durability`)
     │   └── StorageUnavailable
-    ├── QueueFull             the queue is at its limit; carries retry_after
+    ├── QueueFull             a queue or Redis is at its limit; carries retry_after_seconds
+    ├── JobAbandoned          the job was given up after its producer's long silence
     ├── UnknownJob            no job with that id (never was, or long gone)
     ├── ResultExpired         the job is known, its records have been deleted
     ├── ResultTimeout         not finished within the timeout (also a TimeoutError)
@@ -62,11 +65,15 @@ class ErrorCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CodeSpec:
-    """One row of the table of error codes (`docs/errors.md` is generated from it)."""
+    """One row of the table of error codes (`docs/errors.md` is generated from it).
+
+    A `dead_letter` is kept, to be looked at and tried again: the fault is not the caller's.
+    """
 
     meaning: str
     retryable: bool
     http_status: int
+    dead_letter: bool = False
 
 
 CODES: Final = MappingProxyType(
@@ -85,11 +92,11 @@ CODES: Final = MappingProxyType(
         ErrorCode.TOO_MANY_PIXELS: CodeSpec("The image has more pixels than the worker decodes.", False, 413),
         ErrorCode.UNDECODABLE: CodeSpec("The image is corrupt.", False, 422),
         ErrorCode.MODEL_NOT_FOUND: CodeSpec("The worker has no model of that name and version.", False, 404),
-        ErrorCode.MODEL_FAILED: CodeSpec("The model raised an error, or gave no usable answer.", False, 500),
+        ErrorCode.MODEL_FAILED: CodeSpec("The model raised an error, or gave no usable answer.", False, 500, True),
         ErrorCode.DEADLINE_EXCEEDED: CodeSpec("The deadline passed before the image was classified.", True, 504),
         ErrorCode.CANCELLED: CodeSpec("The job was cancelled before the image was classified.", True, 409),
-        ErrorCode.POISON: CodeSpec("The image, alone in a process, killed it.", False, 422),
-        ErrorCode.INTERNAL: CodeSpec("A defect of classifleet; the worker's log has the details.", True, 500),
+        ErrorCode.POISON: CodeSpec("The image, alone in a process, killed it.", False, 422, True),
+        ErrorCode.INTERNAL: CodeSpec("A defect of classifleet; the worker's log has the details.", True, 500, True),
     }
 )
 
@@ -125,16 +132,29 @@ class LedgerUnavailable(Unavailable):
     """The ledger's Redis did not answer in time; repeating the call with the same id is harmless."""
 
 
+class LedgerFull(LedgerUnavailable):
+    """The ledger's Redis is at its maxmemory and refused a write."""
+
+
+class NotReplicated(LedgerUnavailable):
+    """Too few replicas have what the ledger's Redis wrote; repeating the call with the same id is harmless."""
+
+
 class StorageUnavailable(Unavailable):
     """The object store did not answer in time."""
 
 
 class QueueFull(ClassifleetError):
-    """The queue is at its limit."""
+    """The queue, or Redis, is at its limit."""
 
     def __init__(self, message: str = "", *, retry_after_seconds: float = 1.0) -> None:
+        """`retry_after_seconds` (1 to 60) is an attribute, too: when there may be room again."""
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class JobAbandoned(ClassifleetError):
+    """The job was given up after its producer's long silence; submit what it lacks as a new job."""
 
 
 class UnknownJob(ClassifleetError, LookupError):

@@ -1,10 +1,11 @@
-"""References: the five ways to say where an image is.
+"""References: the ways to say where an image is.
 
 https://host/path      fetched by the worker, through the address policy
 s3://bucket/key        read by the worker from object storage; `?versionId=…` at the end names a version
 file:///folder/name    read by the worker, only below its `FILE_ROOTS`
 data:[type];base64,…   the image itself
 blob:<sha256>          the image itself, parked in Redis by a producer (claim check; never typed by a person)
+claim:<sha256>         the same, parked in the object store that the setting `claim_store` names
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from classifleet.config.errors import ErrorCode, ImageError
 
-Scheme = Literal["http", "https", "s3", "file", "data", "blob"]
+Scheme = Literal["http", "https", "s3", "file", "data", "blob", "claim"]
 
 MAX_REFERENCE_CHARS: Final = 8192  # everything but data:, which has its own cap in bytes
+PARKED_SCHEMES: Final = ("blob:", "claim:")  # a person's reference never has one
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256_CHARS: Final = 64
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _VERSION = re.compile(r"(.*)\?versionId=(.*)", re.DOTALL)
 _VERSION_ID = re.compile(r"[A-Za-z0-9._~+/=-]{1,1024}")
@@ -36,9 +39,9 @@ class Reference:
     """A reference with its scheme checked and its parts taken apart.
 
     Attributes:
-        scheme: One of the five kinds (`http` and `https` count as one).
+        scheme: How to read it.
         text: The reference as given.
-        location: What the scheme's reader needs: the URL, the key, the path, the blob's sha256, the data.
+        location: What the scheme's reader needs: the URL, the key, the path, a parked image's sha256, the data.
         bucket: The bucket, for `s3` alone.
         version: The version of the object, for `s3` alone; empty for the latest.
     """
@@ -72,10 +75,10 @@ def parse_reference(text: str) -> Reference:
             return _parse_s3(text, rest)
         case "file":
             return _parse_file(text, rest)
-        case "blob":
+        case "blob" | "claim":
             if not _SHA256.fullmatch(rest):
-                raise _invalid("a blob: reference names a sha256")
-            return Reference("blob", text, rest)
+                raise _invalid(f"a {scheme}: reference names a sha256")
+            return Reference("blob" if scheme == "blob" else "claim", text, rest)
     raise _invalid(f"the scheme {scheme!r} is not one of https, http, s3, file, data")
 
 
@@ -175,8 +178,8 @@ def redact(text: str) -> str:
     scheme = text.partition(":")[0].lower()
     if scheme == "data":
         return f"data:;sha256={hashlib.sha256(_data_bytes(text)).hexdigest()}"
-    if scheme == "blob":
-        return f"data:;sha256={text[5:]}"
+    if scheme in ("blob", "claim"):
+        return f"data:;sha256={text.partition(':')[2][:_SHA256_CHARS]}"
     if scheme in ("s3", "file"):
         return text[:MAX_REFERENCE_CHARS]
     return _redact_url(text)  # whatever it is, it may carry a signature

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Container, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator
@@ -59,6 +60,12 @@ def _mapped(value: object) -> object:
 StrList = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
 IntList = Annotated[list[int], NoDecode, BeforeValidator(_listed)]
 StrMap = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
+IntMap = Annotated[dict[str, Annotated[int, Field(ge=0)]], NoDecode, BeforeValidator(_mapped)]
+
+# Interactive work that would wait for minutes is better refused. Bulk work waits in the ledger at about 0.3 KB an
+# image, so what a night's ten millions need is 3 GB.
+MAX_QUEUED_IMAGES: Final[Mapping[str, int]] = MappingProxyType({"interactive": 10_000, "bulk": 10_000_000})
+_LIMIT_NAME = re.compile(r"interactive|bulk|classify\..+\.(interactive|bulk)")
 
 
 def default_model_repository() -> str:
@@ -90,6 +97,11 @@ class Settings(BaseSettings):
     pools: StrMap = Field(
         default_factory=dict, description="Model to pool, as `name=pool`; models not named go to `default`."
     )
+    transport: Literal["atomic", "stock"] = Field(
+        "atomic",
+        description="How workers take messages from a Redis broker: `atomic` loses none, whoever dies when; `stock` "
+        "is kombu's own. Both use the same queues. Other brokers have kombu's.",
+    )
     ephemeral: bool = Field(
         False, description="Accept a Redis that persists nothing: a restart of it then loses accepted work."
     )
@@ -105,8 +117,38 @@ class Settings(BaseSettings):
     submission_window: Annotated[int, Field(ge=1)] = Field(
         10_000, description="Queued chunks that one job may have; `submit_many` waits above it."
     )
+    max_queued_images: IntMap = Field(
+        default_factory=dict,
+        description="Images that a queue holds before it takes no more (`QueueFull`), as `interactive=n,bulk=n` or by "
+        "the queue's name; 0 is no limit. Those not named: interactive=10000, bulk=10000000.",
+    )
+    max_memory_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.8,
+        description="Share of Redis' `maxmemory` that new work may fill, the records of accepted work counted; 0 "
+        "turns the check off.",
+    )
+    open_job_ttl_seconds: Annotated[int, Field(ge=60)] = Field(
+        86_400,
+        description="A job whose producer is silent for so long before its last image is `abandoned`: what was "
+        "submitted is finished.",
+    )
+    durability: Annotated[str, Field(pattern=r"^(none|wait:[1-9][0-9]?)$")] = Field(
+        "none",
+        description="`wait:N`: an image is accepted, and a record is written, when N replicas of Redis have it.",
+    )
+    claim_store: str | None = Field(
+        None,
+        description="`s3://bucket/prefix` or `file:///folder` for images over `inline_max_bytes`; without it they are "
+        "parked in Redis. The same for producers and workers.",
+    )
+    claim_ttl_seconds: Annotated[int, Field(ge=3600)] = Field(
+        1_296_000,
+        description="An image that lies in `claim_store` for so long was forgotten and is deleted (15 days: longer "
+        "than a backlog and than a dead letter).",
+    )
     inline_max_bytes: Annotated[int, Field(ge=0, le=1 << 20)] = Field(
-        32 << 10, description="Image bytes carried in the payload itself; larger ones are parked in Redis."
+        32 << 10,
+        description="Image bytes carried in the payload itself; larger ones are parked in `claim_store`, or in Redis.",
     )
     blob_max_total_bytes: Annotated[int, Field(ge=0)] = Field(
         256 << 20, description="Sum of the images that may be parked in Redis at one time."
@@ -133,7 +175,27 @@ class Settings(BaseSettings):
         "auto", description="`auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:N`."
     )
     chunks_in_flight: Annotated[int, Field(ge=2, le=1024)] = Field(
-        32, description="Chunks that one worker works on at a time (the size of its thread pool)."
+        32, description="Chunks that one worker works on at a time."
+    )
+    chunks_waiting: Annotated[int, Field(ge=0, le=4096)] = Field(
+        128,
+        description="Chunks beside those, all of whose images are done or wait for a stranger's slow server. With "
+        "2 % of such images: 22 (and 30 of `fetch_slow_concurrency`) at 100 images/s, 89 (and 120) at 400, 446 (and "
+        "600) at 2,000; a quarter more leaves room for chance.",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Of the arithmetic in the models: `fp32` answers within 1e-4 of the file as it came; `auto` also "
+        "takes what gives equal answers on real photos and is faster.",
+    )
+    tune_seconds: Annotated[float, Field(ge=0)] = Field(
+        60.0, description="Time for finding the fastest way to run a model at its first start; 0 does without."
+    )
+    tuning_cache: str | None = Field(
+        None, description="Folder that keeps what tuning found. Not set: `tuning` in the model repository."
+    )
+    max_forward_seconds: Annotated[float, Field(gt=0)] = Field(
+        0.25, description="Of one forward pass: tuning chooses no batch size that takes longer."
     )
     max_batch: Annotated[int, Field(ge=1, le=4096)] = Field(32, description="Images in one forward pass, at most.")
     decode_threads: Annotated[int, Field(ge=0, le=256)] = Field(
@@ -144,6 +206,40 @@ class Settings(BaseSettings):
     )
     lease_seconds: Annotated[float, Field(ge=1)] = Field(
         60.0, description="A chunk whose worker is silent for so long is given to another."
+    )
+    decode_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        120.0,
+        description="Decoding of one image, at most, with its wait for a thread; then it has the error `internal`.",
+    )
+    chunk_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        900.0, description="One chunk at work, at most; then it is handed back to the queue."
+    )
+    stuck_seconds: Annotated[float, Field(gt=0)] = Field(
+        120.0, description="A forward pass, or a loop of the worker, that stands still for so long makes /livez fail."
+    )
+    model_load_seconds: Annotated[float, Field(gt=0)] = Field(
+        1800.0, description="Loading and warming of one model, at most; then the worker ends."
+    )
+    drain_seconds: Annotated[float, Field(ge=0)] = Field(
+        60.0,
+        description="From SIGTERM on a worker finishes what is at work for so long, and then hands back the rest; "
+        "give Kubernetes' grace period 30 s more.",
+    )
+    keep_results_seconds: Annotated[float, Field(ge=1)] = Field(
+        900.0,
+        description="How long a worker keeps finished records while Redis or the sink is away; then their chunk is "
+        "handed back.",
+    )
+    max_rss_bytes: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="A worker with more memory than this drains and exits with 3. 0: 90 % of the cgroup's limit, "
+        "where there is one.",
+    )
+    dead_letter_ttl_seconds: Annotated[int, Field(ge=60)] = Field(
+        1_209_600, description="How long dead letters, and the images parked in Redis for them, are kept (14 days)."
+    )
+    dead_letters_max: Annotated[int, Field(ge=1)] = Field(
+        100_000, description="Dead letters that are kept; the oldest go first."
     )
     http_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         None, description="Port of /metrics, /livez and /readyz. Not set: the first free one from 9464 on."
@@ -180,7 +276,7 @@ class Settings(BaseSettings):
     )
     decode_exact: bool = Field(
         False,
-        description="Decode JPEGs in full, where else they are scaled while decoded (to no less than twice "
+        description="Decode JPEGs in full, where else they are scaled while decoded (to no less than 3.5 times "
         "what the model sees).",
     )
     decode_isolation: Literal["never", "suspect", "always"] = Field(
@@ -226,6 +322,20 @@ class Settings(BaseSettings):
             raise ValueError("not a URL: expected something like redis://host:6379/0")
         return value
 
+    @field_validator("max_queued_images")
+    @classmethod
+    def _names_lanes_or_queues(cls, value: dict[str, int]) -> dict[str, int]:
+        if unknown := [name for name in value if not _LIMIT_NAME.fullmatch(name)]:
+            raise ValueError(f"{unknown[0]!r} is neither a lane (interactive, bulk) nor classify.<pool>.<lane>")
+        return value
+
+    @field_validator("claim_store")
+    @classmethod
+    def _is_a_store(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"s3://[^/]|file:///", value):
+            raise ValueError("neither s3://bucket/prefix nor file:///folder")
+        return value
+
     @classmethod
     def load(cls, **arguments: Any) -> Self:
         """Read all sources; arguments win.
@@ -242,7 +352,7 @@ class Settings(BaseSettings):
         except ValidationError as error:
             sources = {name: _source(name, given) for name in (str(e["loc"][0]) for e in error.errors() if e["loc"])}
             named = ", ".join(f"{name} from {source}" for name, source in sources.items())
-            raise SettingsError(f"settings: {explain(error)} ({named})") from None
+            raise SettingsError(f"settings: {_explain(error)} ({named})") from None
         except (ValueError, OSError) as error:  # bad TOML; a broken variable is a ValidationError
             raise SettingsError(f"settings: {config_file()}: {error}") from None
         settings._arguments = frozenset(given)
@@ -278,6 +388,17 @@ class Settings(BaseSettings):
             "no Redis for the ledger: set CLASSIFLEET_REDIS_URL"
             + (" (the broker is not a Redis)" if self.broker_url else " or CLASSIFLEET_BROKER_URL")
         )
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas of Redis must have what a call wrote (`durability`)."""
+        return int(self.durability.removeprefix("wait:")) if self.durability != "none" else 0
+
+    def queue_limit(self, queue: str) -> int:
+        """How many images a queue may hold (`max_queued_images`); 0 is no limit."""
+        lane = queue.rpartition(".")[2]
+        given = self.max_queued_images
+        return given.get(queue, given.get(lane, MAX_QUEUED_IMAGES[lane]))
 
     def queue_of(self, models: list[str], lane: Lane) -> str:
         """The queue for a request for these models.
@@ -322,6 +443,16 @@ def mask_url(url: str) -> str:
     """The URL without its passwords, for people to read; also of malformed URLs and of lists of URLs."""
     masked = re.sub(r"(://[^:/@?#]*:).*@", r"\1***@", url)
     return re.sub(r"([?&](?:password|passwd|secret\w*|token)=)[^&]*", r"\1***", masked, flags=re.IGNORECASE)
+
+
+def _explain(error: ValidationError) -> str:
+    """What pydantic found; for an unknown name what may have been meant."""
+    text = explain(error)
+    for name in (str(e["loc"][0]) for e in error.errors() if e["type"] == "extra_forbidden"):
+        close = _closest(name, set(Settings.model_fields))
+        meant = f"; did you mean {close}?" if close else ""
+        text = text.replace(f"{name}: Extra inputs are not permitted", f"{name} is not a setting{meant}")
+    return text
 
 
 def _source(name: str, arguments: Container[str]) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote
@@ -19,10 +20,19 @@ from classifleet.config.reference import parse_reference
 from classifleet.config.settings import Settings
 
 S3_POOL_CONNECTIONS: Final = 64
+PUT_ATTEMPTS: Final = 5
 _TEMPORARY_SUFFIX: Final = ".classifleet-partial"
 _ABSENT: Final = frozenset({"404", "NoSuchKey", "NotFound"})  # a missing bucket is a mistake, not a missing object
 _PASSING: Final = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException"})
 _SERVER_ERROR: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object's name and when it was written, in seconds since the epoch by the store's clock."""
+
+    name: str
+    modified: float
 
 
 class Store(Protocol):
@@ -42,6 +52,12 @@ class Store(Protocol):
 
     def delete(self, name: str) -> None:
         """Delete an object; it is no error if there is none."""
+
+    def prune(self, name: str) -> None:
+        """Remove the folders of a deleted object that are empty now; stores without folders have none."""
+
+    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """The objects whose names begin with `prefix`, in the order of `names`."""
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """Object names that begin with `prefix`, page by page.
@@ -69,23 +85,29 @@ def open_store(url: str, settings: Settings) -> Store:
 
 
 class FolderStore:
-    """Objects as files below a folder."""
+    """Objects as files below a folder.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: The folder.
+        unreadable: Told of folders below it that cannot be listed, which are then left out. Default: that is an error.
+    """
+
+    def __init__(self, root: Path, *, unreadable: Callable[[StorageError], None] | None = None) -> None:
         self.root = root
+        self._unreadable = unreadable
         self.url = "file://" + quote(str(root))
 
     def put(self, name: str, data: bytes) -> None:
         """Write to a temporary file beside the target, then rename: readers see all of it or nothing."""
         path = self._path(name)
-        temporary = path.with_name(f".{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_bytes(data)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            for attempt in range(PUT_ATTEMPTS):
+                try:
+                    _write(path, data)
+                    return
+                except FileNotFoundError:  # `prune` took the folder away in between
+                    if attempt == PUT_ATTEMPTS - 1:
+                        raise
         except OSError as error:
             raise _refused("write", path, error) from error
 
@@ -109,6 +131,24 @@ class FolderStore:
         except OSError as error:
             raise _refused("delete", path, error) from error
 
+    def prune(self, name: str) -> None:
+        """Remove the folders that led to a file and are empty, but never the root."""
+        for folder in self._path(name).parents:
+            if folder == self.root or not folder.is_relative_to(self.root):
+                return
+            try:
+                folder.rmdir()
+            except FileNotFoundError:  # somebody else was faster; go on upwards
+                continue
+            except OSError:  # not empty, or not ours to remove
+                return
+
+    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Files as `names` lists them; one that is deleted meanwhile is left out."""
+        for name in self.names(prefix):
+            with suppress(FileNotFoundError):
+                yield StoredObject(name, self._path(name).stat().st_mtime)
+
     def names(self, prefix: str = "") -> Iterator[str]:
         """Regular files, and links to files below the folder; links to folders are not followed."""
         folder = prefix.rpartition("/")[0]
@@ -131,7 +171,11 @@ class FolderStore:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise _refused("list", path, error) from error
+            failure = _refused("list", path, error)
+            if not folder or self._unreadable is None:
+                raise failure from error
+            self._unreadable(failure)
+            return []
 
     def _is_listed(self, entry: os.DirEntry[str]) -> bool:
         if entry.name.endswith(_TEMPORARY_SUFFIX) or not entry.is_file():
@@ -142,6 +186,16 @@ class FolderStore:
         if name.startswith("/") or ".." in name.split("/"):
             raise StorageError(f"{name!r} leads out of {self.url}")
         return self.root / name
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -174,14 +228,21 @@ class S3Store:
         """Delete an object."""
         self._call(name, lambda key: self._client.delete_object(Bucket=self.bucket, Key=key))
 
+    def prune(self, name: str) -> None:
+        """There is nothing to do."""
+
     def names(self, prefix: str = "") -> Iterator[str]:
         """List page by page; "folders" (keys that end in /) are left out."""
+        return (found.name for found in self.objects(prefix))
+
+    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """The same with the time of writing."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
         pages = iter(pages)
         while page := self._call("", lambda _: next(pages, None)):
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):
-                    yield entry["Key"][len(self.prefix) :]
+                    yield StoredObject(entry["Key"][len(self.prefix) :], entry["LastModified"].timestamp())
 
     def _call(self, name: str, call: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError

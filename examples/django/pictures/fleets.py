@@ -27,7 +27,7 @@ def add(url: str) -> Picture:
     """Store a picture and classify it once the transaction around this has committed.
 
     A transaction that is rolled back enqueues nothing. One that has committed has its picture enqueued, at the
-    latest by `refresh`: the id is in the row, so repeating is harmless.
+    latest by `refresh`: the id is in the row, so repeating is harmless. A `QueueFull` comes out of the commit.
     """
     picture = Picture.objects.create(url=url)
     transaction.on_commit(partial(enqueue, picture))
@@ -35,10 +35,14 @@ def add(url: str) -> Picture:
 
 
 def enqueue(picture: Picture) -> None:
-    """Enqueue a picture; with the same id it is the same job, however often this is called."""
+    """Enqueue a picture; with the same id it is the same job, however often this is called.
+
+    Raises:
+        QueueFull: The fleet has more work than it may have; nothing was taken.
+    """
     try:
         get_fleet().submit(picture.url, models=MODELS, id=picture.id)
-    except (Unavailable, QueueFull) as error:
+    except Unavailable as error:
         log.warning("picture %s is not enqueued yet: %s", picture.id, error)
 
 
@@ -47,7 +51,10 @@ def refresh(picture: Picture, wait_seconds: float = 0) -> None:
     try:
         picture.take(get_fleet().handle(picture.id).result(timeout=wait_seconds))
     except UnknownJob:
-        enqueue(picture)
+        try:
+            enqueue(picture)
+        except QueueFull as error:
+            log.warning("picture %s is not enqueued yet: %s", picture.id, error)
     except ResultExpired:
         picture.status, picture.error = Picture.Status.FAILED, "expired"
         picture.save()

@@ -1,4 +1,5 @@
 import json
+import math
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -9,6 +10,8 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
 
+from classifleet.producer import QueueFull
+
 from . import fleets
 from .models import Picture
 
@@ -17,14 +20,21 @@ check_url = URLValidator(schemes=["http", "https"])
 
 
 @require_POST
+@transaction.non_atomic_requests  # so that a full queue, met after the commit, is this view's to answer
 def add(request: HttpRequest) -> JsonResponse:
-    """`{"url": "https://…"}` is stored and will be classified."""
+    """`{"url": "https://…"}` is stored and will be classified; 503 if the fleet has enough to do."""
     try:
         url = json.loads(request.body)["url"]
         check_url(url)
     except (ValueError, KeyError, TypeError, ValidationError):
         return JsonResponse({"error": 'send {"url": "https://…"}'}, status=422)
-    picture = fleets.add(url)
+    try:
+        with transaction.atomic():
+            picture = fleets.add(url)
+    except QueueFull as full:
+        picture.delete()
+        headers = {"Retry-After": str(math.ceil(full.retry_after_seconds))}
+        return JsonResponse({"error": str(full)}, status=503, headers=headers)
     where = reverse("picture", args=[picture.id])
     return JsonResponse(_as_json(picture), status=202, headers={"Location": where})
 

@@ -8,8 +8,10 @@ from classifleet.config import (
     IdConflict,
     ImageError,
     InvalidRequest,
+    JobAbandoned,
     LedgerUnavailable,
     MissingExtra,
+    NotReplicated,
     QueueFull,
     ResultExpired,
     ResultTimeout,
@@ -21,7 +23,9 @@ from classifleet.config import (
     UnknownJob,
 )
 from classifleet.ledger import QueueDepth
+from classifleet.producer._dead_letters import Requeued
 from classifleet.producer._flows import JobInfo, Progress
+from classifleet.producer._letters import Attempt, DeadLetter
 from classifleet.producer._request import Deadline, Ref, RequestOptions, SubmitItem
 from classifleet.producer.async_fleet import AsyncFleet, AsyncHandle, AsyncJob
 from classifleet.producer.fleet import Fleet, Handle, Job
@@ -33,9 +37,9 @@ __all__ = [  # noqa: RUF022 - grouped by noun
     # what goes in
     "Ref", "SubmitItem", "RequestOptions", "Deadline",
     # what comes out
-    "Result", "Progress", "JobInfo", "QueueDepth", "ErrorCode",
+    "Result", "Progress", "JobInfo", "QueueDepth", "ErrorCode", "DeadLetter", "Attempt", "Requeued",
     # errors
     "ClassifleetError", "InvalidRequest", "IdConflict", "SettingsError", "Unavailable", "BrokerUnavailable",
-    "LedgerUnavailable", "StorageUnavailable", "QueueFull", "UnknownJob", "ResultExpired", "ResultTimeout",
-    "ImageError", "FormatError", "StorageError", "MissingExtra",
+    "LedgerUnavailable", "NotReplicated", "StorageUnavailable", "QueueFull", "JobAbandoned", "UnknownJob",
+    "ResultExpired", "ResultTimeout", "ImageError", "FormatError", "StorageError", "MissingExtra",
 ]  # fmt: skip

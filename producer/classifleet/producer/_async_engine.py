@@ -16,7 +16,7 @@ import redis.asyncio
 
 from classifleet.config import ClassifleetError, Settings
 from classifleet.config.celery_app import Publisher
-from classifleet.ledger import AsyncRunner, connect_async
+from classifleet.ledger import AsyncRunner, Replicas, connect_async
 from classifleet.producer._effects import Ask, Blocking, Effect, Flow, Listen, Pause, Publish
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class _LoopResources:
 
     def __init__(self, settings: Settings, channel: str) -> None:
         client = connect_async(settings)
-        self.runner = AsyncRunner(client, settings.ledger_url())
+        self.runner = AsyncRunner(client, settings.ledger_url(), Replicas.of(settings))
         self.listener = _AsyncListener(client, channel)
         # asyncio.run cancels the tasks that are left at its end, and waits for them.
         self._guard = asyncio.get_running_loop().create_task(self._stay_open(), name="classifleet-sockets")

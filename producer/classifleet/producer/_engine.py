@@ -14,7 +14,7 @@ import redis
 
 from classifleet.config import ClassifleetError, Settings
 from classifleet.config.celery_app import Publisher
-from classifleet.ledger import SyncRunner, connect
+from classifleet.ledger import Replicas, SyncRunner, connect
 from classifleet.producer._effects import Ask, Blocking, Effect, Flow, Listen, Pause, Publish
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ class SyncEngine:
         with self._lock():
             if self._pid != os.getpid():
                 client = connect(self._settings)
-                self._runner = SyncRunner(client, self._settings.ledger_url())
+                self._runner = SyncRunner(client, self._settings.ledger_url(), Replicas.of(self._settings))
                 self._listener = Listener(client, self._channel)
                 self._pid = os.getpid()
             return self._runner

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from classifleet.config import (
-    IdConflict,
-    Message,
-    QueueFull,
-    ResultExpired,
-    ResultTimeout,
-    Settings,
-    UnknownJob,
-    message,
-)
+from classifleet.config import ResultExpired, ResultTimeout, UnknownJob
 from classifleet.config.storage import open_store
-from classifleet.ledger import Call, Ledger, Part, Put, QueueDepth, read_depth
-from classifleet.producer._effects import Ask, Blocking, Flow, Listen, Pause, Publish
-from classifleet.producer._request import Blob, Chunk, Request
+from classifleet.ledger import Part, QueueDepth, read_depth
+from classifleet.producer._effects import Ask, Blocking, Flow, Listen
+from classifleet.producer._submitting import Submitting
 from classifleet.producer.result import Result
 
 PAGE_CHUNKS: Final = 16
 FIRST_LISTEN_SECONDS: Final = 0.1
 LONGEST_LISTEN_SECONDS: Final = 1.0
-WINDOW_PAUSE_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +31,8 @@ class Progress:
         by_code: Failed images by error code.
         rate: Images per second since the first one was begun.
         eta_seconds: Seconds left at that rate; None when nothing is done, or the total is not known.
-        state: `open`, `sealed`, `done` or `cancelled`.
+        state: `open`, `sealed`, `done`, `cancelled`, or `abandoned`: its producer was silent for
+            `open_job_ttl_seconds`, and what it had submitted until then is finished.
         finished: Every record is written and, with a sink, its manifest too.
     """
 
@@ -71,6 +60,7 @@ class JobInfo:
     created_at: float
     last_seen: float
     progress: Progress
+    requeued_from: str | None = None  # the job whose dead letters it tries again
 
 
 @dataclass(slots=True)
@@ -82,87 +72,8 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
-class Flows:
+class Flows(Submitting):
     """The flows of one client process."""
-
-    ledger: Ledger
-    settings: Settings
-    reply_to: str
-    clock: Callable[[], float] = field(default=time.monotonic)
-
-    # --- submitting -------------------------------------------------------------------------------------------
-
-    def submit(self, request: Request, chunk: Chunk) -> Flow[None]:
-        """A sealed job of one chunk: one round trip to the ledger, one to the broker."""
-        if not (yield from self._park(chunk)):
-            raise QueueFull("the images parked in Redis are at CLASSIFLEET_BLOB_MAX_TOTAL_BYTES; try again later")
-        [outcome] = yield Ask([self._put(request, chunk, seal=True)])
-        yield from self._publish(request, [(chunk, outcome)])
-
-    def submit_chunks(self, request: Request, chunks: Sequence[Chunk]) -> Flow[bool]:
-        """Add chunks to an open job, waiting while its window is full. False once the job is cancelled."""
-        left, parked = list(chunks), 0  # the first `parked` of those left have their images in Redis
-        while left:
-            while parked < len(left) and (yield from self._park(left[parked])):
-                parked += 1
-            ready, rest = left[:parked], left[parked:]
-            outcomes = (yield Ask([self._put(request, chunk) for chunk in ready])) if ready else []
-            yield from self._publish(request, list(zip(ready, outcomes, strict=True)))
-            if Put.CANCELLED in outcomes:
-                return False
-            waiting = [chunk for chunk, outcome in zip(ready, outcomes, strict=True) if outcome is Put.WINDOW]
-            left, parked = waiting + rest, len(waiting)
-            if left:
-                yield Pause(WINDOW_PAUSE_SECONDS)
-        return True
-
-    def seal(self, request: Request) -> Flow[None]:
-        """No more chunks will come. Opens the job if it had none."""
-        [outcome] = yield Ask(
-            [self.ledger.put(request.job, header=request.header(self.reply_to), request=request.digest(), seal=True)]
-        )
-        _refuse(request.job, outcome)
-
-    def _put(self, request: Request, chunk: Chunk, *, seal: bool = False) -> Call[Put]:
-        payload = chunk.payload
-        first = payload.chunk == f"{0:08d}"
-        return self.ledger.put(
-            request.job,
-            header=request.header(self.reply_to) if first else None,
-            request=request.digest(),
-            chunk=payload.chunk,
-            images=len(payload.items),
-            payload=payload.encode(),
-            digest=payload.digest(),
-            deadline_ms=request.deadline_ms(),
-            window=self.settings.submission_window,
-            seal=seal,
-        )
-
-    def _park(self, chunk: Chunk) -> Flow[bool]:
-        if not chunk.blobs:
-            return True
-        stored = yield Ask([self._put_blob(chunk, blob) for blob in chunk.blobs])
-        return all(stored)
-
-    def _put_blob(self, chunk: Chunk, blob: Blob) -> Call[bool]:
-        return self.ledger.put_blob(
-            chunk.payload.job,
-            chunk.payload.chunk,
-            blob.sha256,
-            blob.data,
-            ttl_ms=self.settings.blob_ttl_seconds * 1000,
-            cap=self.settings.blob_max_total_bytes,
-        )
-
-    def _publish(self, request: Request, outcomes: Sequence[tuple[Chunk, Put]]) -> Flow[None]:
-        messages: list[tuple[str, Message]] = []
-        for chunk, outcome in outcomes:
-            _refuse(request.job, outcome)
-            if outcome is Put.QUEUED:
-                messages.append((request.queue, message(request.job, chunk.payload.chunk)))
-        if messages:
-            yield Publish(messages)
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -202,7 +113,7 @@ class Flows:
         while True:
             fields, chunks = yield Ask([self.ledger.job(job), self.ledger.log(job, cursor.chunks_read, PAGE_CHUNKS)])
             if not fields:
-                yield from self._missing(job)
+                fields = yield from self._missing(job)
             if chunks:
                 cursor.chunks_read += len(chunks)
                 results = yield from self._read(job, fields, chunks)
@@ -237,15 +148,16 @@ class Flows:
         """How far the job is."""
         fields, now = yield Ask([self.ledger.job(job), self.ledger.now()])
         if not fields:
-            yield from self._missing(job)
+            fields = yield from self._missing(job)
         return read_progress(fields, now)
 
     def cancel(self, job: str) -> Flow[bool]:
         """Cancel; false if the job had ended."""
-        [outcome] = yield Ask([self.ledger.cancel(job)])
-        if outcome == "UNKNOWN":
+        while True:
+            [outcome] = yield Ask([self.ledger.cancel(job)])
+            if outcome != "UNKNOWN":
+                return bool(outcome == "CANCELLED")
             yield from self._missing(job)
-        return bool(outcome == "CANCELLED")
 
     def delete(self, job: str) -> Flow[bool]:
         """Delete the records and the job, page by page; false if it still runs."""
@@ -265,7 +177,7 @@ class Flows:
         """One job."""
         fields, now = yield Ask([self.ledger.job(job), self.ledger.now()])
         if not fields:
-            yield from self._missing(job)
+            fields = yield from self._missing(job)
         return _read_info(job, fields, now)
 
     def depths(self) -> Flow[dict[str, QueueDepth]]:
@@ -279,25 +191,22 @@ class Flows:
     def _job(self, job: str) -> Flow[dict[str, str]]:
         [fields] = yield Ask([self.ledger.job(job)])
         if not fields:
-            yield from self._missing(job)
+            return (yield from self._missing(job))
         known: dict[str, str] = fields
         return known
 
-    def _missing(self, job: str) -> Flow[None]:
-        [created] = yield Ask([self.ledger.created(job)])
+    def _missing(self, job: str) -> Flow[dict[str, str]]:
+        """The fields of a job that was not there a moment ago, or why it is not there.
+
+        Its creation is asked for first: whatever is made between the two questions is found by the second.
+        """
+        created, fields = yield Ask([self.ledger.created(job), self.ledger.job(job)])
+        if fields:
+            appeared: dict[str, str] = fields
+            return appeared
         if created is not None:
             raise ResultExpired(f"job {job} was deleted when its time to live ended")
         raise UnknownJob(f"there is no job {job!r} in namespace {self.settings.namespace!r}")
-
-
-def _refuse(job: str, outcome: Put) -> None:
-    match outcome:
-        case Put.CONFLICT:
-            raise IdConflict(f"the id {job!r} already belongs to a different request; use another id")
-        case Put.UNKNOWN:
-            raise UnknownJob(f"job {job!r} was deleted while it was being submitted; submit it again")
-        case _:
-            return
 
 
 def read_progress(fields: dict[str, str], now_ms: float) -> Progress:
@@ -331,4 +240,5 @@ def _read_info(job: str, fields: dict[str, str], now_ms: float) -> JobInfo:
         created_at=float(fields["created_at"]) / 1000,
         last_seen=float(fields["last_seen"]) / 1000,
         progress=read_progress(fields, now_ms),
+        requeued_from=fields.get("requeued_from"),
     )

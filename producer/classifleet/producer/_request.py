@@ -25,7 +25,7 @@ from classifleet.config import (
     make_payload,
 )
 from classifleet.config.payload import MAX_CHUNK_ITEMS, check_job_id
-from classifleet.config.reference import decode_data_uri
+from classifleet.config.reference import PARKED_SCHEMES, decode_data_uri
 
 Ref = str | bytes | os.PathLike[str]
 SubmitItem = Ref | tuple[str, Ref] | tuple[str, Ref, Mapping[str, str] | None]
@@ -53,6 +53,7 @@ class RequestOptions(TypedDict, total=False):
 
 BASE64_GROWTH: Final = 4 / 3
 CHUNKS_PER_ROUND_TRIP: Final = 16
+GROUP_BYTES: Final = 8 << 20  # more is not gathered for one round trip, unless it is one chunk
 
 
 def new_id() -> str:
@@ -62,7 +63,7 @@ def new_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Everything of a job but its images."""
+    """Everything of a job but its images. `fresh`: its id is new, so that nothing of it can be known."""
 
     job: str
     models: tuple[str, ...]
@@ -72,6 +73,7 @@ class Request:
     ttl_seconds: int
     deadline: Deadline | None = None
     sink: str | None = None
+    fresh: bool = False
 
     def header(self, reply_to: str) -> dict[str, str]:
         """The fields of the job's hash in the ledger."""
@@ -114,6 +116,7 @@ def make_request(
     lane, deadline = options.get("lane", lane), options.get("deadline")
     answer = {name: value for name, value in options.items() if name not in ("lane", "deadline")}
     names = (models,) if isinstance(models, str) else tuple(models)
+    fresh = job is None
     job = check_job_id(job if job is not None else new_id())
     # The payload's model holds every rule of the wire, so a probe payload checks them in one place.
     probe = make_payload(job=job, chunk="0", items=[{"id": "0", "ref": ""}], models=list(names), options=answer)
@@ -134,6 +137,7 @@ def make_request(
         ttl_seconds=settings.result_ttl_seconds,
         deadline=deadline,
         sink=sink.rstrip("/") if sink else None,
+        fresh=fresh,
     )
 
 
@@ -177,6 +181,13 @@ class Chunk:
     blobs: tuple[Blob, ...] = ()
 
 
+def _chunk_name(number: int) -> str:
+    return f"{number:08d}"
+
+
+FIRST_CHUNK: Final = _chunk_name(0)
+
+
 def make_chunk(request: Request, number: int, items: Iterable[tuple[int, SubmitItem]], settings: Settings) -> Chunk:
     """Turn submitted items, with their positions in the job, into a chunk. Reads the files of `Path` items.
 
@@ -187,7 +198,7 @@ def make_chunk(request: Request, number: int, items: Iterable[tuple[int, SubmitI
     wire = [_wire_item(position, item, settings, blobs) for position, item in items]
     payload = make_payload(
         job=request.job,
-        chunk=f"{number:08d}",
+        chunk=_chunk_name(number),
         items=wire,
         models=list(request.models),
         options=request.options,
@@ -216,9 +227,18 @@ def _take_apart(position: int, item: SubmitItem) -> tuple[str, Ref, Mapping[str,
     )
 
 
+_OURS_OR_DATA: Final = (*PARKED_SCHEMES, "data:")
+
+
 def _inline_or_park(image_id: str, ref: Ref, settings: Settings, blobs: dict[str, Blob]) -> str:
     match ref:
-        case str() if ref[:5].lower() != "data:" or len(ref) <= settings.inline_max_bytes * BASE64_GROWTH:
+        case str() if not ref[:6].lower().startswith(_OURS_OR_DATA):
+            return ref
+        case str() if ref[:6].lower().startswith(PARKED_SCHEMES):
+            raise InvalidRequest(
+                f"image {image_id!r}: a reference of the scheme {ref.partition(':')[0]} is never given"
+            )
+        case str() if len(ref) <= settings.inline_max_bytes * BASE64_GROWTH:
             return ref
         case str():
             data = _data_or_text(ref, settings)
@@ -241,7 +261,7 @@ def _inline_or_park(image_id: str, ref: Ref, settings: Settings, blobs: dict[str
         )
     sha256 = hashlib.sha256(data).hexdigest()
     blobs[sha256] = Blob(sha256, data)
-    return f"blob:{sha256}"
+    return f"claim:{sha256}" if settings.claim_store else f"blob:{sha256}"
 
 
 def _data_or_text(ref: str, settings: Settings) -> bytes:
@@ -266,6 +286,9 @@ def _read(image_id: str, path: Path, settings: Settings) -> bytes:
 class Chunker:
     """Cuts a stream of items into chunks, and the chunks into groups for one round trip.
 
+    A group is whole chunks, so that the same items always make the same chunks. It ends when it is heavy: what is
+    in memory at one time is a group, `GROUP_BYTES` or a chunk's images.
+
     `add` takes one item and answers with a group's items when one is full; `make` turns those into chunks, which
     may read files. The two are apart so that an event loop can call `make` in a thread.
     """
@@ -278,17 +301,22 @@ class Chunker:
         self._settings = settings
         self._size = size
         self._items: list[SubmitItem] = []
+        self._bytes = 0
         self._position = 0
         self._chunk = 0
 
     def add(self, item: SubmitItem) -> list[SubmitItem]:
         """Take an item; a full group comes out, or nothing."""
         self._items.append(item)
-        return self.rest() if len(self._items) >= self._size * CHUNKS_PER_ROUND_TRIP else []
+        self._bytes += len(item) if type(item) is str else _weight(item)
+        if len(self._items) % self._size:
+            return []
+        full = len(self._items) >= self._size * CHUNKS_PER_ROUND_TRIP or self._bytes >= GROUP_BYTES
+        return self.rest() if full else []
 
     def rest(self) -> list[SubmitItem]:
         """What has been taken and has not come out."""
-        items, self._items = self._items, []
+        items, self._items, self._bytes = self._items, [], 0
         return items
 
     def make(self, items: Sequence[SubmitItem]) -> list[Chunk]:
@@ -308,3 +336,11 @@ class Chunker:
                 yield self.make(group)
         if group := self.rest():
             yield self.make(group)
+
+
+def _weight(item: SubmitItem) -> int:
+    """Bytes that an item takes when its chunk is made. How large a file is shows only then: it ends the group."""
+    ref: object = item[1] if isinstance(item, tuple) and item[1:] else item
+    if isinstance(ref, os.PathLike):
+        return GROUP_BYTES
+    return len(ref) if isinstance(ref, str | bytes) else 0

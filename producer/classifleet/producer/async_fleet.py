@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from classifleet.config import Keys, Settings
+from classifleet.config.claims import Claims
 from classifleet.ledger import Ledger, QueueDepth
+from classifleet.producer import _dead_letters
 from classifleet.producer._async_engine import AsyncEngine
+from classifleet.producer._dead_letters import Requeued
 from classifleet.producer._flows import Cursor, Flows, JobInfo, Progress
+from classifleet.producer._letters import DeadLetter, make_wanted
 from classifleet.producer._request import (
     Chunker,
     Ref,
@@ -34,7 +39,7 @@ class AsyncFleet:
         self.settings = Settings.load(broker_url=url, **settings)
         keys = Keys(self.settings.namespace)
         client_id = secrets.token_hex(8)
-        self._flows = Flows(Ledger(keys), self.settings, client_id)
+        self._flows = Flows(Ledger(keys), self.settings, client_id, Claims(self.settings))
         self.settings.ledger_url()
         self._engine = AsyncEngine(self.settings, keys.reply(client_id))
 
@@ -45,12 +50,13 @@ class AsyncFleet:
         models: str | Sequence[str],
         id: str | None = None,  # noqa: A002 - the field's name everywhere
         meta: Mapping[str, str] | None = None,
+        wait_seconds: float = 0.0,
         **options: Unpack[RequestOptions],
     ) -> AsyncHandle:
         """Enqueue one image; see `Fleet.submit`."""
         request = make_request(self.settings, job=id, models=models, lane="interactive", options=options)
         chunk = await self._engine.in_thread(make_chunk, request, 0, [(0, (request.job, ref, meta))], self.settings)
-        await self._engine.drive(self._flows.submit(request, chunk))
+        await self._engine.drive(self._flows.submit(request, chunk, wait_seconds))
         return self.handle(request.job)
 
     async def submit_many(
@@ -61,22 +67,25 @@ class AsyncFleet:
         job_id: str | None = None,
         sink: str | None = None,
         chunk_size: int | None = None,
+        wait_seconds: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> AsyncJob:
         """Enqueue any number of images from an iterable or an async iterable; see `Fleet.submit_many`."""
         request = make_request(self.settings, job=job_id, models=models, lane="bulk", options=options, sink=sink)
         chunker = Chunker(request, self.settings, chunk_size)
         async for item in _aiter(items):
-            if (group := chunker.add(item)) and not await self._submit_group(request, chunker, group):
+            if (group := chunker.add(item)) and not await self._submit_group(request, chunker, group, wait_seconds):
                 return self.job(request.job)
-        if (group := chunker.rest()) and not await self._submit_group(request, chunker, group):
+        if (group := chunker.rest()) and not await self._submit_group(request, chunker, group, wait_seconds):
             return self.job(request.job)
-        await self._engine.drive(self._flows.seal(request))
+        await self._engine.drive(self._flows.seal(request, wait_seconds))
         return self.job(request.job)
 
-    async def _submit_group(self, request: Request, chunker: Chunker, group: Sequence[SubmitItem]) -> bool:
+    async def _submit_group(
+        self, request: Request, chunker: Chunker, group: Sequence[SubmitItem], wait_seconds: float | None
+    ) -> bool:
         chunks = await self._engine.in_thread(chunker.make, group)
-        return await self._engine.drive(self._flows.submit_chunks(request, chunks))
+        return await self._engine.drive(self._flows.submit_chunks(request, chunks, wait_seconds))
 
     def handle(self, id: str) -> AsyncHandle:  # noqa: A002 - the field's name everywhere
         """Reattach to a submitted image; see `Fleet.handle`."""
@@ -93,6 +102,27 @@ class AsyncFleet:
     async def queues(self) -> dict[str, QueueDepth]:
         """Every queue's depth, in chunks and images."""
         return await self._engine.drive(self._flows.depths())
+
+    async def dead_letters(
+        self,
+        *,
+        job: str | None = None,
+        code: str | None = None,
+        model: str | None = None,
+        since: timedelta | datetime | None = None,
+        limit: int | None = None,
+    ) -> list[DeadLetter]:
+        """Images that failed for a reason of ours, newest first; see `Fleet.dead_letters`."""
+        wanted = make_wanted(job=job, code=code, model=model, since=since)
+        return await self._engine.drive(_dead_letters.find(self._flows.ledger, wanted, limit))
+
+    async def requeue(self, letters: Iterable[DeadLetter]) -> Requeued:
+        """Try images again: those of one job as one new job, with the same request; see `Fleet.requeue`."""
+        return await self._engine.drive(_dead_letters.requeue(self._flows, letters))
+
+    async def discard(self, letters: Iterable[DeadLetter]) -> int:
+        """Drop letters and the images that were kept for them; how many were still there."""
+        return await self._engine.drive(_dead_letters.discard(self._flows, letters))
 
     @staticmethod
     def new_id() -> str:

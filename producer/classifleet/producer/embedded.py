@@ -166,7 +166,9 @@ def worker_environment(settings: Mapping[str, str]) -> dict[str, str]:
     given = {ENV_PREFIX + name: value for name, value in {**own, **settings}.items()}
     # Names of variables are read in any case, so that one of the person's could stand beside ours.
     inherited = {name: value for name, value in os.environ.items() if name.upper() not in given}
-    return inherited | given
+    # What was tuned before is used; tuning itself would keep a command waiting, perhaps for longer than its work.
+    untuned = {} if Settings.load().source("tune_seconds") != "default" else {f"{ENV_PREFIX}TUNE_SECONDS": "0"}
+    return untuned | inherited | given
 
 
 def free_port() -> int:

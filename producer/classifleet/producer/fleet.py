@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from classifleet.config import Keys, Settings
+from classifleet.config.claims import Claims
 from classifleet.ledger import Ledger, QueueDepth
+from classifleet.producer import _dead_letters
+from classifleet.producer._dead_letters import Requeued
 from classifleet.producer._engine import SyncEngine
 from classifleet.producer._flows import Cursor, Flows, JobInfo, Progress
+from classifleet.producer._letters import DeadLetter, make_wanted
 from classifleet.producer._request import (
     Chunker,
     Ref,
@@ -40,7 +45,7 @@ class Fleet:
         self.settings = Settings.load(broker_url=url, **settings)
         keys = Keys(self.settings.namespace)
         client_id = secrets.token_hex(8)
-        self._flows = Flows(Ledger(keys), self.settings, client_id)
+        self._flows = Flows(Ledger(keys), self.settings, client_id, Claims(self.settings))
         self.settings.ledger_url()
         self._engine = SyncEngine(self.settings, keys.reply(client_id))
 
@@ -51,6 +56,7 @@ class Fleet:
         models: str | Sequence[str],
         id: str | None = None,  # noqa: A002 - the field's name everywhere
         meta: Mapping[str, str] | None = None,
+        wait_seconds: float = 0.0,
         **options: Unpack[RequestOptions],
     ) -> Handle:
         """Enqueue one image. Returns once the ledger has it: from then on it gets exactly one record.
@@ -60,16 +66,20 @@ class Fleet:
             models: One or more models, `name` or `name@version`.
             id: Names the job; the same call with the same id again is the same job. Default: a new id.
             meta: At most 16 short strings that come back with the result.
+            wait_seconds: How long to wait for room when the queue or Redis is at its limit.
             **options: top_k, scores, threshold, deadline, lane: see `RequestOptions`.
 
         Raises:
             InvalidRequest: An argument is wrong; `IdConflict` if the id belongs to another request.
-            QueueFull: No room for the image in Redis.
+            QueueFull: There was no room within `wait_seconds`; nothing was taken. `retry_after_seconds` says when to
+                try again.
             LedgerUnavailable, BrokerUnavailable: Within the connect timeout; repeat it with the same id.
+            NotReplicated: Too few replicas have it (setting `durability`); repeat it with the same id.
+            StorageError, StorageUnavailable: The claim store did not take a large image.
         """
         request = make_request(self.settings, job=id, models=models, lane="interactive", options=options)
         chunk = make_chunk(request, 0, [(0, (request.job, ref, meta))], self.settings)
-        self._engine.drive(self._flows.submit(request, chunk))
+        self._engine.drive(self._flows.submit(request, chunk, wait_seconds))
         return self.handle(request.job)
 
     def submit_many(
@@ -80,12 +90,14 @@ class Fleet:
         job_id: str | None = None,
         sink: str | None = None,
         chunk_size: int | None = None,
+        wait_seconds: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> Job:
         """Enqueue any number of images, lazily and in constant memory; returns when the last one is in the ledger.
 
-        While the job has `submission_window` chunks queued, this waits. If it is interrupted, call it again with
-        the same `job_id` and the same items: what is known already costs almost nothing and is not done twice.
+        While the job has `submission_window` chunks queued, or the queue or Redis is at its limit, this waits. If it
+        is interrupted, call it again with the same `job_id` and the same items: what is known already costs almost
+        nothing and is not done twice. What is in memory at one time is 8 MB of items, or the images of one chunk.
 
         Args:
             items: References, `(id, reference)` or `(id, reference, meta)`; the default id is the position.
@@ -93,17 +105,21 @@ class Fleet:
             job_id: Names the job.
             sink: `s3://bucket/prefix` or `file:///folder` that the workers write to; default: records in Redis.
             chunk_size: Images per message. Default: `CLASSIFLEET_CHUNK_SIZE`.
+            wait_seconds: How long to wait for room at a time. Default: without end.
             **options: top_k, scores, threshold, deadline, lane: see `RequestOptions`.
 
         Raises:
-            InvalidRequest, LedgerUnavailable, BrokerUnavailable: See `submit`. The job stays open and can be resumed.
+            QueueFull: For `wait_seconds` there was no room for the next chunk. The job stays open and can be resumed.
+            InvalidRequest, LedgerUnavailable, BrokerUnavailable, StorageError, StorageUnavailable: See `submit`. Also
+                then it can be resumed.
+            JobAbandoned: An earlier call was cut off so long ago (`open_job_ttl_seconds`) that the job was ended.
         """
         request = make_request(self.settings, job=job_id, models=models, lane="bulk", options=options, sink=sink)
         chunker = Chunker(request, self.settings, chunk_size)
         for group in chunker.groups(items):
-            if not self._engine.drive(self._flows.submit_chunks(request, group)):
+            if not self._engine.drive(self._flows.submit_chunks(request, group, wait_seconds)):
                 return self.job(request.job)
-        self._engine.drive(self._flows.seal(request))
+        self._engine.drive(self._flows.seal(request, wait_seconds))
         return self.job(request.job)
 
     def handle(self, id: str) -> Handle:  # noqa: A002 - the field's name everywhere
@@ -121,6 +137,42 @@ class Fleet:
     def queues(self) -> dict[str, QueueDepth]:
         """Every queue's depth, in chunks and images."""
         return self._engine.drive(self._flows.depths())
+
+    def dead_letters(
+        self,
+        *,
+        job: str | None = None,
+        code: str | None = None,
+        model: str | None = None,
+        since: timedelta | datetime | None = None,
+        limit: int | None = None,
+    ) -> list[DeadLetter]:
+        """Images that failed for a reason of ours, newest first; all arguments narrow the choice.
+
+        Args:
+            job: Of this job.
+            code: With this error code.
+            model: For this model, `name` or `name@version`.
+            since: Not older than this, or than from this time on (aware).
+            limit: So many at most.
+        """
+        wanted = make_wanted(job=job, code=code, model=model, since=since)
+        return self._engine.drive(_dead_letters.find(self._flows.ledger, wanted, limit))
+
+    def requeue(self, letters: Iterable[DeadLetter]) -> Requeued:
+        """Try images again: those of one job as one new job, with the same request.
+
+        The new job's id follows from the letters, so that repeating the call is harmless. The letters stay, with a
+        note of the job, and are not sent a second time.
+
+        Raises:
+            LedgerUnavailable, BrokerUnavailable: Repeat it.
+        """
+        return self._engine.drive(_dead_letters.requeue(self._flows, letters))
+
+    def discard(self, letters: Iterable[DeadLetter]) -> int:
+        """Drop letters and the images that were kept for them; how many were still there."""
+        return self._engine.drive(_dead_letters.discard(self._flows, letters))
 
     @staticmethod
     def new_id() -> str:

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from classifleet.config import Settings
+from classifleet.config import ErrorCode, Settings
 from classifleet.config.payload import check_job_id
 from classifleet.producer._request import RequestOptions, make_request, new_id
 from classifleet.producer.cli._destination import local_folder, open_destination
 from classifleet.producer.cli._options import BrokerUrl, Scores, TopK, split
-from classifleet.producer.cli._progress import summary_table
+from classifleet.producer.cli._progress import say_models_missing, summary_table
 from classifleet.producer.cli._retry import plan_retry
-from classifleet.producer.cli._run import Run
+from classifleet.producer.cli._run import Outcome, Run
 from classifleet.producer.cli._sources import Globs, open_source
 from classifleet.producer.cli._terminal import EXIT_SOME_FAILED, fail, say, warn
 
@@ -44,7 +44,7 @@ def bulk(
 
     Each image's id is its path below the folder, its key in the bucket, or the manifest's `id` (else its line).
     The job's id is printed first. Ctrl-C detaches from a running fleet, and stops an embedded one; the same command
-    with `--job` goes on. Exit code 0 if and only if every image has a record.
+    with `--job` goes on. Exit code 0 if every image has a record, unless all say that there is no such model.
 
     **Examples**
 
@@ -80,7 +80,8 @@ def bulk(
     make_request(settings, job=run.job, models=names, options=run.options, lane="bulk", sink=destination.sink)
     if ended := destination.summary(run.job) if job_id or retry_failed else None:
         say(f"job {run.job} has ended; its results are in {destination.where(run.job)}")
-        if not ended.get("complete") or (fail_on_error and ended["failed"] + ended["partial"]):
+        no_model = ended["images"] and ended["by_code"].get(ErrorCode.MODEL_NOT_FOUND) == ended["images"]
+        if not ended.get("complete") or no_model or (fail_on_error and ended["failed"] + ended["partial"]):
             raise typer.Exit(EXIT_SOME_FAILED)
         return
     images.check(run.wanted)
@@ -91,8 +92,18 @@ def bulk(
     say(f"results are in {destination.where(run.job)}")
     if outcome.lost:
         warn(f"{outcome.lost} images that had failed are no longer in {source}: their records stay as they were")
+    _require_success(run, outcome, fail_on_error=fail_on_error)
+
+
+def _require_success(run: Run, outcome: Outcome, *, fail_on_error: bool) -> None:
+    """Exit with 1 if images have no record, or none could be classified for want of the model, or as asked for."""
+    progress = outcome.progress
     if not outcome.complete:
-        fail(f"job {run.job} was cancelled before all images were submitted: some have no record")
+        how = progress.state if progress.state in ("cancelled", "abandoned") else "ended"
+        fail(f"job {run.job} was {how} before all images were submitted: some have no record")
         raise typer.Exit(EXIT_SOME_FAILED)
-    if fail_on_error and outcome.progress.failed + outcome.progress.partial:
+    if progress.done and progress.by_code.get(ErrorCode.MODEL_NOT_FOUND) == progress.done:
+        say_models_missing(run.models)
+        raise typer.Exit(EXIT_SOME_FAILED)
+    if fail_on_error and progress.failed + progress.partial:
         raise typer.Exit(EXIT_SOME_FAILED)

@@ -5,19 +5,30 @@ from __future__ import annotations
 import platform
 import uuid
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, get_args
 
-from classifleet.config import ClassifleetError, Keys, Settings, SettingsError, mask_url, queue_name
+from classifleet.config import (
+    ClassifleetError,
+    Keys,
+    Lane,
+    LedgerUnavailable,
+    Settings,
+    SettingsError,
+    mask_url,
+    queue_name,
+)
 from classifleet.config.checks import Check, Finding, State, check_requirements
 from classifleet.config.storage import open_store
-from classifleet.ledger import connect, problems
+from classifleet.ledger import Ledger, QueueDepth, SyncRunner, connect, problems, read_depth
+from classifleet.producer.cli._queue import is_unserved
+from classifleet.producer.cli._times import duration
 
 STORE_REMEDY: Final = "check its name, CLASSIFLEET_S3_ENDPOINT_URL and the credentials"
 
 
 def producer_checks() -> list[Check]:
     """Those that every machine can carry out."""
-    return [check_versions, check_broker, check_ledger, check_store]
+    return [check_versions, check_broker, check_ledger, check_queues, check_store]
 
 
 def check_versions(_: Settings) -> Iterator[Finding]:
@@ -76,6 +87,41 @@ def check_ledger(settings: Settings) -> Iterator[Finding]:
         yield Finding("ledger", State.FAILED, f"{url}: {problem.what}", problem.remedy)
     if not found:
         yield Finding("ledger", State.OK, f"{url} is fit")
+
+
+def check_queues(settings: Settings) -> Iterator[Finding]:
+    """Does somebody take from both lanes? The ledger knows who is at work, and not who waits for work."""
+    if not settings.broker_url and not settings.redis_url:
+        return
+    try:
+        depths = _depths(settings)
+    except (LedgerUnavailable, SettingsError):
+        return  # check_ledger says so
+    for name, depth in depths.items():
+        if is_unserved(depth):
+            what = f"{name}: {depth.queued_images} images wait for {duration(depth.oldest_seconds)}; nobody takes them"
+            pool = name.removeprefix("classify.").rpartition(".")[0]
+            remedy = f"start `classifleet worker` for this broker, with {pool} in CLASSIFLEET_QUEUES"
+            yield Finding("queues", State.WARNING, what, remedy)
+    served = [name for name, depth in depths.items() if depth.leased_images or depth.done_rate]
+    idle = [name for name, depth in depths.items() if name not in served and not is_unserved(depth)]
+    if served:
+        yield Finding("queues", State.OK, f"workers serve {', '.join(served)}")
+    if idle:
+        what = f"idle: {', '.join(idle)}; whether a worker serves them shows when there is work"
+        yield Finding("queues", State.OK, what)
+
+
+def _depths(settings: Settings) -> dict[str, QueueDepth]:
+    """Both lanes of the configured pools, and whatever queues the ledger knows."""
+    ledger = Ledger(Keys(settings.namespace))
+    runner = SyncRunner(connect(settings), settings.ledger_url())
+    try:
+        known: list[str] = runner.run(ledger.queues())
+        names = sorted({*known, *(queue_name(pool, lane) for pool in settings.queues for lane in get_args(Lane))})
+        return {name: read_depth(runner.run_all(ledger.depth(name))) for name in names}
+    finally:
+        runner.close()
 
 
 def check_store(settings: Settings) -> Iterator[Finding]:

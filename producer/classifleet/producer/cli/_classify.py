@@ -10,13 +10,13 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from classifleet.config import ClassifleetError, MissingExtra, Settings
+from classifleet.config import ClassifleetError, ErrorCode, MissingExtra, Settings
 from classifleet.producer._request import RequestOptions, make_request
 from classifleet.producer.cli._connect import Connection, fleet_or_embedded, is_configured
 from classifleet.producer.cli._inputs import Input, read_inputs
 from classifleet.producer.cli._options import AnswerFormat, BrokerUrl, ModelNames, RecordFormat, TopK, split
 from classifleet.producer.cli._output import print_records
-from classifleet.producer.cli._progress import wait_for
+from classifleet.producer.cli._progress import say_models_missing, wait_for
 from classifleet.producer.cli._terminal import EXIT_SOME_FAILED, fail, say, warn
 from classifleet.producer.formats import FORMATS
 from classifleet.producer.render import render, save_annotated
@@ -66,6 +66,8 @@ def classify(
         results = _answers(connection, inputs, names, options, timeout)
         _print(results, shape, top_k)
         saved = save is None or _save(inputs, results, save, settings)
+    if all(result.error is not None and result.error.code is ErrorCode.MODEL_NOT_FOUND for result in results):
+        say_models_missing(names)
     if not saved or not all(result.ok for result in results):
         raise typer.Exit(EXIT_SOME_FAILED)
 

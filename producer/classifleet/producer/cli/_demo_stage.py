@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -131,10 +131,10 @@ def _start_s3(stack: ExitStack, scratch: Path, photos: Sequence[Path]) -> S3Serv
         return None
     with stderr.status("starting a real S3 server"):
         server = stack.enter_context(s3_server(_made(scratch / "s3"), weed))
-        client = server.client()
-        client.create_bucket(Bucket=BUCKET)
-        for photo in photos:
-            client.put_object(Bucket=BUCKET, Key=photo.name, Body=photo.read_bytes())
+        with closing(server.client()) as client:
+            client.create_bucket(Bucket=BUCKET)
+            for photo in photos:
+                client.put_object(Bucket=BUCKET, Key=photo.name, Body=photo.read_bytes())
     stack.enter_context(_environment(server.environment()))
     return server
 

@@ -11,10 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from classifleet.config import ErrorCode, ImageError, InvalidRequest, Settings, parse_reference, redact
+from classifleet.config import (
+    ErrorCode,
+    ImageError,
+    InvalidRequest,
+    Settings,
+    StorageError,
+    parse_reference,
+    redact,
+)
 from classifleet.config.payload import MAX_ID_CHARS
-from classifleet.config.reference import decode_data_uri
-from classifleet.config.storage import open_store
+from classifleet.config.reference import Reference, decode_data_uri
+from classifleet.config.storage import open_store, s3_client
 from classifleet.producer._request import Ref
 
 DOWNLOAD_SECONDS: Final = 30
@@ -47,7 +55,7 @@ class Input:
             case "data":
                 return decode_data_uri(reference.location, max_bytes=settings.max_bytes)
             case "s3":
-                return open_store(f"s3://{reference.bucket}", settings).get(reference.location)
+                return _object(reference, settings)
             case "file":
                 return Path(reference.location).read_bytes()
             case "http" | "https":
@@ -122,6 +130,20 @@ def _unique(name: str, taken: set[str]) -> str:
         unique = f"{name} ({number})"
     taken.add(unique)
     return unique
+
+
+def _object(reference: Reference, settings: Settings) -> bytes:
+    if not reference.version:
+        return open_store(f"s3://{reference.bucket}", settings).get(reference.location)
+    client = s3_client(settings)
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    where = {"Bucket": reference.bucket, "Key": reference.location, "VersionId": reference.version}
+    try:
+        data: bytes = client.get_object(**where)["Body"].read()
+    except (BotoCoreError, ClientError) as error:
+        raise StorageError(f"{reference.text}: {error}") from error
+    return data
 
 
 def _download(url: str, max_bytes: int) -> bytes:

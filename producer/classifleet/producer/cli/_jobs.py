@@ -73,6 +73,7 @@ def show(job: JobId, as_json: AsJson = False, broker_url: BrokerUrl = None) -> N
         "models": ", ".join(info.models),
         "queue": info.queue,
         "records": f"{info.sink}/{info.id}/" if info.sink else "in Redis: classifleet jobs results",
+        **({"requeued": f"from the dead letters of {info.requeued_from}"} if info.requeued_from else {}),
     }
     for name, value in lines.items():
         console.print(Text.assemble((f"{name:8} ", "bold"), plain(value)), soft_wrap=True)
@@ -170,7 +171,7 @@ def _table(infos: list[JobInfo]) -> Table:
 
 def _state(info: JobInfo) -> str:
     state = info.progress.state
-    return f"{state}, ending" if state == "cancelled" and not info.progress.finished else state
+    return f"{state}, ending" if state in ("cancelled", "abandoned") and not info.progress.finished else state
 
 
 def _time(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Puts the commands together, and turns errors and signals into one clear line and an exit code.
 
 0    done
-1    done, and an image failed (`classify`, `doctor`, and `bulk` as its help says)
+1    done, and something failed (each command's help says what)
 2    not done: the arguments, the settings, or something that the command needs; the line says what
 130  Ctrl-C
 143  SIGTERM
@@ -11,24 +11,26 @@ from __future__ import annotations
 
 import signal
 import sys
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Annotated, Any
 
 import typer
 
 from classifleet.config import ClassifleetError, MissingExtra
+from classifleet.config.checks import DISTRIBUTION
 from classifleet.producer.cli._bulk import bulk
 from classifleet.producer.cli._classify import classify
 from classifleet.producer.cli._config import app as config
+from classifleet.producer.cli._dead_letters import app as dead_letters
 from classifleet.producer.cli._demo import demo
 from classifleet.producer.cli._doctor import doctor
 from classifleet.producer.cli._jobs import app as jobs
+from classifleet.producer.cli._queue import app as queue
 from classifleet.producer.cli._terminal import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED, fail
 from classifleet.producer.cli._up import up
 
 app = typer.Typer(
     name="classifleet",
-    help="Classify images on a fleet of workers.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -37,9 +39,26 @@ app.command("up")(up)
 app.command("classify")(classify)
 app.command("bulk")(bulk)
 app.add_typer(jobs, name="jobs")
+app.add_typer(queue, name="queue")
+app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(config, name="config")
 app.command("doctor")(doctor)
 app.command("demo")(demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"classifleet {version(DISTRIBUTION)}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Classify images on a fleet of workers."""
 
 
 def _add_command_of_other_root(entry: EntryPoint) -> None:

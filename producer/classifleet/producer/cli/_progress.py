@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -15,7 +15,7 @@ from rich.text import Text
 from classifleet.config import ResultTimeout
 from classifleet.producer._flows import Progress
 from classifleet.producer.cli._connect import Connection
-from classifleet.producer.cli._terminal import plain, stderr, warn
+from classifleet.producer.cli._terminal import fail, plain, stderr, warn
 from classifleet.producer.fleet import Fleet, Job
 
 SLICE_SECONDS: Final = 0.5
@@ -66,10 +66,16 @@ class WorkerWatch:
         if time.monotonic() < self._look_at or progress.finished:
             return
         self._look_at = float("inf")
+        if queue := self.untouched_queue(progress):
+            warn(f"no worker has taken anything from {queue} so far: is one running? `classifleet worker` starts one")
+
+    def untouched_queue(self, progress: Progress) -> str | None:
+        """The job's queue, if nothing of the job is done and no worker is at anything there."""
+        if progress.done:
+            return None
         queue = self._job.info().queue
         depth = self._fleet.queues().get(queue)
-        if progress.done == 0 and depth is not None and depth.leased_images == 0:
-            warn(f"no worker has taken anything from {queue} so far: is one running? `classifleet worker` starts one")
+        return queue if depth is not None and depth.queued_images and not depth.leased_images else None
 
 
 def wait_for(connection: Connection, job: Job, timeout: float) -> None:
@@ -88,11 +94,24 @@ def wait_for(connection: Connection, job: Job, timeout: float) -> None:
         except ResultTimeout:
             progress = job.progress()
             if time.monotonic() >= ends:
-                done = f"{progress.done} of {progress.accepted} images are answered"
-                raise ResultTimeout(f"gave up after {timeout:g} s: {done}; --timeout waits longer") from None
+                raise ResultTimeout(f"gave up after {timeout:g} s: {_why_not(progress, watch)}") from None
             watch.look(progress)
         else:
             return
+
+
+def _why_not(progress: Progress, watch: WorkerWatch) -> str:
+    if queue := watch.untouched_queue(progress):
+        return (
+            f"no worker took anything from {queue}; start one with `classifleet worker` (same CLASSIFLEET_BROKER_URL)"
+        )
+    return f"{progress.done} of {progress.accepted} images are answered; --timeout waits longer"
+
+
+def say_models_missing(models: Sequence[str]) -> None:
+    """Say why no image was classified, when it is the same reason for all."""
+    names = ", ".join(models)
+    fail(f"no image was classified: the workers have no model {names}; CLASSIFLEET_MODELS of a worker names its own")
 
 
 def follow(fleet: Fleet, job: Job, timeout: float | None = None) -> Progress:

@@ -112,7 +112,8 @@ class Run:
                 progress = _follow(connection, job, submission, collector, bar)
             # A job that was cancelled takes no more images; only the thread that submits knows how many there are.
             count = submission.count
-            complete = progress.state != "cancelled" if count is None else progress.accepted == count
+            ended_early = progress.state in ("cancelled", "abandoned")
+            complete = not ended_early if count is None else progress.accepted == count
             lost = 0 if self.retries is None else self.retries - progress.accepted
             total = collector.finish(job, progress, {"models": self.models, "complete": complete})
         return Outcome(total, complete, lost)

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from classifleet.config import InvalidRequest, Settings
+from classifleet.config import InvalidRequest, Settings, StorageError
 from classifleet.config.storage import FolderStore, open_store
 from classifleet.producer._request import Ref, SubmitItem
 from classifleet.producer.cli._manifest import SUFFIXES, read_rows
 from classifleet.producer.cli._reader import Reader, file_reference
+from classifleet.producer.cli._terminal import warn
 
 Wanted = Callable[[str], bool]
 
@@ -96,7 +97,7 @@ class Folder:
 
     def items(self, wanted: Wanted) -> Iterator[SubmitItem]:
         """See `Source`."""
-        for name in self._names(wanted):
+        for name in self._names(wanted, lambda error: warn(f"{error}; the rest goes on")):
             path = self.path / name
             # A file:// reference is text, so a name that is none can only be read here.
             by_worker = self.worker_reads and _is_text(name)
@@ -104,15 +105,15 @@ class Folder:
 
     def check(self, wanted: Wanted) -> None:
         """See `Source`."""
-        _require_one(self._names(wanted), str(self.path))
+        _require_one(self._names(wanted, lambda _: None), str(self.path))
 
     def folders(self) -> list[str]:
         """See `Source`."""
         return [str(self.path)]
 
-    def _names(self, wanted: Wanted) -> Iterator[str]:
+    def _names(self, wanted: Wanted, unreadable: Callable[[StorageError], None]) -> Iterator[str]:
         ours = None if self.out is None else self.out.resolve()
-        for name in FolderStore(self.path).names():
+        for name in FolderStore(self.path, unreadable=unreadable).names():
             if wanted(_as_id(name)) and (ours is None or ours not in (self.path / name).parents):
                 yield name
 

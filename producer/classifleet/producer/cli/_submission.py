@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final, Self
 
-from classifleet.config import IdConflict, ResultExpired, UnknownJob
+from classifleet.config import IdConflict, UnknownJob
 from classifleet.producer._request import SubmitItem
 from classifleet.producer.fleet import Fleet, Job
 
@@ -102,9 +102,6 @@ class Submission:
             self._job.progress()
         except UnknownJob:
             return False
-        except ResultExpired:
-            # Raised as well when the job is made just between the questions for it and for its creation.
-            self._job.progress()
         return True
 
     def _is_sealed(self) -> bool:

@@ -16,6 +16,7 @@ from classifleet.producer._flows import Flows
 from classifleet.producer.async_fleet import AsyncFleet
 from classifleet.producer.fleet import Fleet
 from classifleet.producer.testing._answers import Answers
+from classifleet.producer.testing._claims import MemoryClaims
 from classifleet.producer.testing._ledger import MemoryLedger
 from classifleet.producer.testing._memory import Memory
 from classifleet.producer.testing._state import Submission
@@ -32,7 +33,7 @@ class _Backend:
         self.memory = Memory()
         self.worker = MemoryWorker(self.memory, answers, multi_label)
         self.ledger = MemoryLedger(Keys(settings.namespace), self.memory)
-        self.flows = Flows(self.ledger, settings, _CLIENT)
+        self.flows = Flows(self.ledger, settings, _CLIENT, MemoryClaims(settings, self.memory))
         self.paused = paused
         self.away: Unavailable | None = None
 

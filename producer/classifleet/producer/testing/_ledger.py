@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from classifleet.ledger import Call, Ledger, Part, Put
+from classifleet.ledger import Call, Ledger, Parked, Part, PutReply
 from classifleet.producer.testing._memory import Memory
 from classifleet.producer.testing._state import MemoryChunk, now_ms
 
@@ -49,21 +49,31 @@ class MemoryLedger(Ledger):
         deadline_ms: int | None = None,
         window: int = 0,
         seal: bool = False,
-    ) -> Call[Put]:
-        """See `Ledger.put`."""
-        return _call(lambda: self.memory.put(job, header, request, payload, deadline_ms, window, seal=seal))
+        limit: int = 0,
+        room: int = 0,
+        share: float = 0.0,
+    ) -> Call[PutReply]:
+        """See `Ledger.put`. Its memory has no end."""
+        return _call(lambda: self.memory.put(job, header, request, payload, deadline_ms, window, limit, seal=seal))
 
-    def put_blob(self, job: str, chunk: str, sha256: str, data: bytes, *, ttl_ms: int, cap: int) -> Call[bool]:
+    def put_blob(
+        self, job: str, chunk: str, sha256: str, data: bytes, *, ttl_ms: int, cap: int, share: float = 0.0
+    ) -> Call[Parked]:
         """See `Ledger.put_blob`."""
 
-        def put() -> bool:
+        def put() -> Parked:
             blobs = self.memory.blobs
             if (job, chunk, sha256) not in blobs and sum(map(len, blobs.values())) + len(data) > cap:
-                return False
+                return Parked.OVER_CAP
             blobs[job, chunk, sha256] = data
-            return True
+            return Parked.STORED
 
         return _call(put)
+
+    def take_back_blobs(self, job: str, chunk: str, sha256s: Iterable[str]) -> Call[bool]:
+        """See `Ledger.take_back_blobs`."""
+        hashes = tuple(sha256s)
+        return _call(lambda: self.memory.take_back_blobs(job, chunk, hashes))
 
     def cancel(self, job: str) -> Call[str]:
         """See `Ledger.cancel`."""
@@ -93,6 +103,10 @@ class MemoryLedger(Ledger):
         """See `Ledger.log`."""
         return _call(lambda: self.memory.jobs[job].log[offset : offset + count] if job in self.memory.jobs else [])
 
+    def has_chunk(self, job: str, chunk: str) -> Call[bool]:
+        """See `Ledger.has_chunk`."""
+        return _call(lambda: (known := self._chunk(job, chunk)) is not None and known.part is None)
+
     def part(self, job: str, chunk: str) -> Call[Part | None]:
         """See `Ledger.part`."""
         return _call(lambda: known.part if (known := self._chunk(job, chunk)) else None)
@@ -100,6 +114,18 @@ class MemoryLedger(Ledger):
     def records(self, job: str, chunk: str) -> Call[dict[str, bytes]]:
         """See `Ledger.records`."""
         return _call(lambda: known.records if (known := self._chunk(job, chunk)) else {})
+
+    def dead_letters(self, offset: int, count: int) -> Call[list[str]]:
+        """See `Ledger.dead_letters`. There are none: a test says why an image fails."""
+        return _call(list)
+
+    def dead_letter(self, key: str) -> Call[dict[str, str]]:
+        """See `Ledger.dead_letter`."""
+        return _call(dict)
+
+    def discard(self, key: str) -> Call[bool]:
+        """See `Ledger.discard`."""
+        return _call(lambda: False)
 
     def queues(self) -> Call[list[str]]:
         """See `Ledger.queues`."""
@@ -118,7 +144,9 @@ class MemoryLedger(Ledger):
         return [
             _call(lambda: len(chunks("queued"))),
             _call(lambda: len(chunks("leased"))),
+            _call(lambda: 0),
             _call(images),
+            _call(dict),
             _call(lambda: min((c.queued_at for c in chunks("queued")), default=None)),
             self.now(),
         ]

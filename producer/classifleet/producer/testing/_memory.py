@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from classifleet.config import ImageError, Payload
 from classifleet.config.reference import decode_data_uri
-from classifleet.ledger import Part, Put
+from classifleet.ledger import Part, Put, PutReply
 from classifleet.producer.testing._state import MemoryChunk, MemoryJob, Submission, now_ms
 
 INTERACTIVE: Final = "interactive"
@@ -54,19 +54,25 @@ class Memory:
         payload: bytes,
         deadline_ms: int | None,
         window: int,
+        limit: int,
         *,
         seal: bool,
-    ) -> Put:
+    ) -> PutReply:
         """Open a job, add a chunk, seal it; see `_scripts.PUT`."""
         job = self.jobs.get(job_id)
         if job is None and header is None:
-            return Put.UNKNOWN
+            return PutReply(Put.UNKNOWN)
         if job is not None and job.digest != request:
-            return Put.CONFLICT
+            return PutReply(Put.CONFLICT)
         parsed = Payload.model_validate_json(payload) if payload else None
         outcome = _judge(job, parsed, window)
         if outcome in (Put.CONFLICT, Put.CANCELLED, Put.WINDOW):
-            return outcome
+            return PutReply(outcome)
+        new = parsed is not None and (job is None or parsed.chunk not in job.chunks)
+        queue = job.header["queue"] if job else dict(header or {})["queue"]
+        waiting = self._queued_images(queue)
+        if new and parsed is not None and limit and waiting + len(parsed.items) > limit:
+            return PutReply(Put.FULL, "queue", waiting, queue)
         if job is None:
             job = self.jobs[job_id] = MemoryJob(dict(header or {}), request, {"created_at": now_ms()})
             self.created[job_id] = now_ms()
@@ -76,7 +82,20 @@ class Memory:
         if seal and job.state == "open":
             job.state, job.times["sealed_at"] = "sealed", now_ms()
             _end_if_complete(job)
-        return outcome
+        return PutReply(outcome)
+
+    def _queued_images(self, queue: str) -> int:
+        names = [name for name in self.queued if self.jobs[name[0]].header["queue"] == queue]
+        return sum(len(self.jobs[job].chunks[chunk].images) for job, chunk in names)
+
+    def take_back_blobs(self, job_id: str, chunk: str, sha256s: Sequence[str]) -> bool:
+        """Drop parked images of a chunk that was refused; see `take_back_blobs.lua`."""
+        job = self.jobs.get(job_id)
+        if job is not None and chunk in job.chunks:
+            return False
+        for sha256 in sha256s:
+            self.blobs.pop((job_id, chunk, sha256), None)
+        return True
 
     def cancel(self, job_id: str) -> str:
         """Cancel; the records of queued images are for the fleet to write."""
@@ -154,7 +173,7 @@ class Memory:
     def _submissions(self, job: MemoryJob, payload: Payload) -> Iterator[Submission]:
         lane: Any = job.header["lane"]
         for item in payload.items:
-            data = self.blobs.get((payload.job, payload.chunk, item.ref.removeprefix("blob:")))
+            data = self.blobs.get((payload.job, payload.chunk, item.ref.partition(":")[2]))
             if item.ref[:5].lower() == "data:":
                 with suppress(ImageError):  # it becomes the image's record
                     data = decode_data_uri(item.ref[5:], max_bytes=len(item.ref))

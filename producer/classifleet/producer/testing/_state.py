@@ -21,7 +21,8 @@ class Submission:
     Attributes:
         job: The job's id; for a single image also its own.
         id: The image's id.
-        ref: The reference. Bytes and files become `data:…`, or `blob:<sha256>` if they are large.
+        ref: The reference. Bytes and files become `data:…`, or `blob:<sha256>` if they are
+            large (`claim:<sha256>` with a claim store).
         data: The image itself, if it was submitted as bytes, a `Path` or `data:`.
         models: As named in the call.
         meta: The caller's own map.
