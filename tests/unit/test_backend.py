@@ -14,7 +14,7 @@ from tests.models_support import description_fields
 torch = pytest.importorskip("torch")
 from classifleet.worker.cores import usable_cores  # noqa: E402
 from classifleet.worker.models import _torchscript  # noqa: E402 - needs torch
-from classifleet.worker.models.backend import TorchScriptBackend  # noqa: E402
+from classifleet.worker.models._torch import TorchScriptBackend  # noqa: E402
 
 RAW = {"output__activation": "none"}
 

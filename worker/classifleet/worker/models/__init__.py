@@ -20,7 +20,9 @@ from classifleet.worker.models.description import (
 from classifleet.worker.models.repository import ModelNotFound, Repository, fetch_repository, open_repository
 
 if TYPE_CHECKING:
-    from classifleet.worker.models.backend import Backend, TorchScriptBackend, load_backend
+    from classifleet.worker.models._torch import TorchScriptBackend
+    from classifleet.worker.models.backend import Backend
+    from classifleet.worker.models.variants import load_backend
     from classifleet.worker.models.zoo import build
 
 __all__ = [  # noqa: RUF022 - grouped by noun
@@ -35,7 +37,7 @@ __all__ = [  # noqa: RUF022 - grouped by noun
 ]  # fmt: skip
 
 _LAZY: Final = MappingProxyType(
-    {"Backend": "backend", "TorchScriptBackend": "backend", "load_backend": "backend", "build": "zoo"}
+    {"Backend": "backend", "TorchScriptBackend": "_torch", "load_backend": "variants", "build": "zoo"}
 )
 
 

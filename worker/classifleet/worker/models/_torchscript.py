@@ -41,6 +41,12 @@ def freeze(module: Any) -> Any:
         return torch.jit.freeze(module)
 
 
+def optimize(module: Any) -> Any:
+    """Apply torch's own optimisations to a frozen module."""
+    with _quiet():
+        return torch.jit.optimize_for_inference(module)
+
+
 def trace(module: torch.nn.Module, example: torch.Tensor) -> Any:
     """Trace a module and prove that the trace takes any batch size.
 

@@ -7,18 +7,23 @@ function turns a ClassifleetError into one line and exit status 2.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
 from classifleet.config.errors import InvalidRequest, ModelError
+from classifleet.worker.models._cli_options import (
+    JsonOption,
+    ModelArgument,
+    RepositoryOption,
+    open_location,
+    print_json,
+    print_table,
+)
+from classifleet.worker.models._cli_tune import kept, tune
 from classifleet.worker.models.repository import Repository, open_repository
 
 if TYPE_CHECKING:
@@ -33,6 +38,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="The models that workers load: look at them, check them, add your own.",
 )
+
+app.command("tune")(tune)
 
 
 class Activation(StrEnum):
@@ -50,28 +57,18 @@ class Kind(StrEnum):
     MULTI = "multi"
 
 
-RepositoryOption = Annotated[
-    str | None,
-    typer.Option(
-        "--repository", "-r", help="Folder or s3:// prefix of models. Default: the setting MODEL_REPOSITORY."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON for programs instead of a table for people.")]
-ModelArgument = Annotated[str, typer.Argument(help="`imagenet` (its highest version) or `imagenet@1`.")]
-
-
 @app.command("list")
 def list_models(repository: RepositoryOption = None, as_json: JsonOption = False) -> None:
     """List all versions of all models.
 
     **Example:** `classifleet models list --repository ./models`
     """
-    where = _open(repository)
+    where = open_location(repository)
     rows = [_summary(where, key) for key in where.list()]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     elif rows:
-        _print_table([name for name in LIST_COLUMNS if any(name in row for row in rows)], rows)
+        print_table([name for name in LIST_COLUMNS if any(name in row for row in rows)], rows)
     else:
         typer.echo(f"{where.path} has no models; `classifleet models build` adds the built-in ones")
 
@@ -82,14 +79,17 @@ def show(model: ModelArgument, repository: RepositoryOption = None, as_json: Jso
 
     **Examples:** `classifleet models show imagenet`, `classifleet models show nsfw@1 --json`
     """
-    fields = _open(repository).describe(model).model_dump(mode="json")
+    where = open_location(repository)
+    described = where.describe(model)
+    fields = described.model_dump(mode="json")
+    fields["tuned"] = kept(where, described)
     if as_json:
-        _print_json(fields)
+        print_json(fields)
         return
     labels = fields.pop("labels")
     more = f", … ({len(labels)} in all)" if len(labels) > LABELS_SHOWN else ""
     fields["labels"] = ", ".join(labels[:LABELS_SHOWN]) + more
-    _print_table(("field", "value"), [{"field": name, "value": value} for name, value in fields.items()])
+    print_table(("field", "value"), [{"field": name, "value": value} for name, value in fields.items()])
 
 
 @app.command()
@@ -106,12 +106,12 @@ def verify(
     """
     from classifleet.worker.models.verification import verify as run_checks
 
-    checks = list(run_checks(_open(repository), model, device=device, images=image or ()))
+    checks = list(run_checks(open_location(repository), model, device=device, images=image or ()))
     if as_json:
-        _print_json([asdict(check) for check in checks])
+        print_json([asdict(check) for check in checks])
     else:
         rows = [{"check": c.what, "result": "ok" if c.ok else "FAILED", "seen": c.detail} for c in checks]
-        _print_table(("check", "result", "seen"), rows)
+        print_table(("check", "result", "seen"), rows)
     if failed := [check for check in checks if not check.ok]:
         raise ModelError(
             f"{model}: {len(failed)} of {len(checks)} checks failed: {failed[0].what}: {failed[0].detail}"
@@ -188,13 +188,6 @@ def add(
     _report(install(where, opened, fields, golden=pictures, origin=origin), where, as_json)
 
 
-def _open(location: str | None) -> Repository:
-    from classifleet.config.settings import Settings
-
-    settings = Settings.load()
-    return open_repository(location or settings.model_repository, settings)
-
-
 def _local(location: str | None) -> Repository:
     """The repository, which must be a folder: a version appears by a rename."""
     from classifleet.config.settings import Settings
@@ -261,18 +254,3 @@ def _report(installed: Installed, repository: Repository, as_json: bool) -> None
     typer.echo(f"{found.key} {state} {repository.path} ({len(found.labels)} labels, sha256 {found.sha256})")
     for entry in found.golden if installed.added else ():
         typer.echo(f"  {entry.image}: {entry.top} {entry.confidence:.3f}")
-
-
-def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
-
-
-def _print_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    table = Table(*(Column(name, overflow="fold") for name in columns))
-    for row in rows:
-        table.add_row(*(escape(_text(row.get(column, ""))) for column in columns))
-    Console().print(table)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -21,7 +21,7 @@ import torch
 
 from classifleet.config.errors import ImageError, MissingExtra, ModelError
 from classifleet.worker.models import _torchscript
-from classifleet.worker.models.backend import TorchScriptBackend
+from classifleet.worker.models._torch import TorchScriptBackend
 from classifleet.worker.models.description import Input, ModelDescription, repeated_labels
 from classifleet.worker.models.repository import MODEL_FILE, Repository, file_sha256
 from classifleet.worker.models.verification import answer, check_batching

@@ -100,7 +100,7 @@ def verify(
         )
         repository.model_file(key)
         yield Check("sha256", True, description.sha256)
-        from classifleet.worker.models.backend import load_backend
+        from classifleet.worker.models.variants import load_backend
 
         backend = load_backend(repository, key, device=device)
         check_batching(backend, description)

@@ -1,0 +1,160 @@
+"""Tuning of real modules: what is fast and right is chosen, what lies is refused, and the next start is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from classifleet.config import Settings
+from classifleet.worker.models import Repository, load_backend
+from classifleet.worker.models.importers import Source, install
+from tests.models_support import PHOTOS
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("skimage")
+from classifleet.worker.models import tuned, variants  # noqa: E402 - needs torch
+from classifleet.worker.models.golden_inputs import golden_inputs, noise  # noqa: E402
+
+SIZE = 64
+
+
+class Classifier(torch.nn.Module):
+    """Three classes by colour, through a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = torch.nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.head = torch.nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 8 * self.head(torch.relu(self.features(x)).mean((2, 3)))
+
+
+class Liar(Classifier):
+    """Answers something else in reduced precision."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = 8 * self.head(torch.relu(self.features(x)).mean((2, 3)))
+        if scores.dtype != torch.float32:
+            scores = scores.roll(1, 1)
+        return scores
+
+
+def add(folder: Path, name: str, module: torch.nn.Module) -> Repository:
+    def write(_: object, path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.script(module.eval()), str(path))
+
+    fields = {
+        "name": name,
+        "version": "1",
+        "input": {"size": [SIZE, SIZE]},
+        "preprocess": {
+            **{"resize": "stretch", "resize_size": [SIZE, SIZE], "interpolation": "bilinear"},
+            **{"scale": 1 / 255, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        },
+        "output": {"activation": "softmax", "num_classes": 3},
+        "labels": ["a", "b", "c"],
+        "license": "Apache-2.0",
+        "source": "a test",
+    }
+    install(Repository(folder), Source({"schema_version": 1, "format": "torchscript"}, write), fields)
+    return Repository(folder)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setattr("classifleet.worker.models.tuning.MEASURE_SECONDS", 0.02)
+    return Settings.load(tuning_cache=str(tmp_path / "tuning"), tune_seconds=120)
+
+
+def rows(tuning) -> dict[str, object]:
+    return {row.variant: row for row in tuning.rows}
+
+
+def test_a_model_that_lies_in_bf16_is_refused_there(tmp_path, settings, monkeypatch):
+    """The variants in fp32 are taken away, so that the lie would be the fastest way to run it."""
+    repository = add(tmp_path / "models", "liar", Liar())
+    tempting = [v for v in variants.VARIANTS if v.precision == "bf16" or v is variants.PLAIN]
+    monkeypatch.setattr("classifleet.worker.models.tuning.VARIANTS", tempting)
+    monkeypatch.setattr("classifleet.worker.models.tuning._Trial._rank", lambda _, row: row.variant != "torchscript")
+    found = rows(tuned.tune_model(repository, "liar@1", settings, "cpu"))
+    assert found["torchscript"].status == "chosen"
+    assert found["torchscript/bf16"].status == "refused"
+    assert "the answer is equal on" in found["torchscript/bf16"].reason
+    assert found["torchscript/autocast_bf16"].status == "refused"
+
+
+def test_an_honest_model_runs_in_any_way_and_answers_the_same(tmp_path, settings):
+    repository = add(tmp_path / "models", "honest", Classifier())
+    description = repository.describe("honest")
+    pixels = golden_inputs(description, repository.folder("honest")).pixels[:32]
+    plain = load_backend(repository, "honest", device="cpu", variant="torchscript").run(pixels)
+    for variant in variants.VARIANTS:
+        if variants.available(variant, "cpu"):
+            continue
+        backend = load_backend(repository, "honest", device="cpu", variant=variant.name)
+        assert backend.name == variant.name
+        limit = 1e-4 if variant.precision == "fp32" else 0.05
+        assert np.abs(backend.run(pixels) - plain).max() < limit, variant.name
+        backend.close()
+
+
+def test_what_was_found_is_kept_for_the_next_start(tmp_path, settings):
+    repository = add(tmp_path / "models", "honest", Classifier())
+    first = tuned.load_tuned(repository, "honest@1", settings, "cpu")
+    [kept] = (tmp_path / "tuning").iterdir()
+    before = kept.stat().st_mtime_ns
+    again = tuned.load_tuned(repository, "honest@1", settings, "cpu")
+    assert again.tuning == first.tuning
+    assert again.backend.name == first.backend.name
+    assert kept.stat().st_mtime_ns == before
+    fp32 = Settings.load(tuning_cache=settings.tuning_cache, tune_seconds=120, precision="fp32")
+    assert tuned.load_tuned(repository, "honest@1", fp32, "cpu").tuning != first.tuning
+    assert len(list((tmp_path / "tuning").iterdir())) == 2, "another precision is another question"
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"rows": [{}], "plain": 1}', "\x00"])
+def test_a_broken_file_is_tuned_again(tmp_path, settings, content):
+    repository = add(tmp_path / "models", "honest", Classifier())
+    path = tuned.cache_file(repository, repository.describe("honest"), settings, "cpu")
+    path.parent.mkdir()
+    path.write_text(content)
+    assert tuned.load_tuned(repository, "honest@1", settings, "cpu").tuning is not None
+    assert json.loads(path.read_text())["rows"]
+
+
+def test_without_time_nothing_is_tuned(tmp_path):
+    repository = add(tmp_path / "models", "honest", Classifier())
+    loaded = tuned.load_tuned(repository, "honest@1", Settings.load(tune_seconds=0), "cpu")
+    assert loaded.tuning is None
+    assert loaded.backend.run(noise(repository.describe("honest"), 2)).shape == (2, 3)
+
+
+def test_openvino_reports_to_nobody(tmp_path):
+    """Its telemetry package must not even be imported."""
+    pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
+    repository = add(tmp_path / "models", "honest", Classifier())
+    code = (
+        "import sys; from classifleet.worker.models import Repository, load_backend\n"
+        f"load_backend(Repository({str(repository.path)!r}), 'honest', device='cpu', variant='openvino/fp32')\n"
+        "assert not [name for name in sys.modules if name.startswith('openvino_telemetry')]"
+    )
+    import subprocess
+
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photos of the workplace are not here")
+def test_the_photos_of_a_folder_are_used(tmp_path, settings):
+    repository = add(tmp_path / "models", "honest", Classifier())
+    photos = sorted(PHOTOS.iterdir())[:20]
+    found = golden_inputs(repository.describe("honest"), repository.folder("honest"), photos)
+    assert (found.photos, len(found.pixels), found.representative) == (20, 200, True)

@@ -1,0 +1,178 @@
+"""The tuner's decisions, with backends whose speed and answers are made up, on a clock of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from classifleet.config.errors import ModelError
+from classifleet.worker.models import ModelDescription
+from tests.models_support import description_fields
+
+pytest.importorskip("torch")
+from classifleet.worker.models.golden_inputs import GoldenInputs
+from classifleet.worker.models.tuning import Bounds, Tuning, tune
+from classifleet.worker.models.variants import VARIANTS, available
+
+DESCRIPTION = ModelDescription.from_fields(description_fields(), where="test")
+PICTURES = 240
+CPU = [variant.name for variant in VARIANTS if not available(variant, "cpu")]
+
+
+@dataclass
+class Bench:
+    """A machine on which a variant takes what is said here, in seconds per image and per batch."""
+
+    image: dict[str, float] = field(default_factory=dict)
+    batch: float = 0.001
+    load: float = 0.1
+    shift: dict[str, float] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    now: float = 0.0
+    opened: list[str] = field(default_factory=list)
+    closed: int = 0
+
+    def clock(self) -> float:
+        return self.now
+
+    def open(self, variant) -> Fake:
+        self.opened.append(variant.name)
+        self.now += self.load
+        if variant.name in self.broken:
+            raise ModelError(f"cannot load {variant.name}")
+        return Fake(self, variant.name)
+
+
+@dataclass
+class Fake:
+    bench: Bench
+    name: str
+
+    def run(self, batch):
+        self.bench.now += self.bench.batch + len(batch) * self.bench.image.get(self.name, 0.02)
+        sure = batch[:, 0, 0, 0].astype(np.float32) / 255
+        sure = np.clip(sure + self.bench.shift.get(self.name, 0.0), 0, 1)
+        return np.stack([sure, 1 - sure], axis=1)
+
+    def warm(self, batch_sizes):
+        for size in batch_sizes:
+            self.run(np.zeros((size, 8, 8, 3), np.uint8))
+
+    def close(self):
+        self.bench.closed += 1
+
+
+def inputs(pictures: int = PICTURES, photos: int = 9) -> GoldenInputs:
+    pixels = np.random.default_rng(0).integers(0, 256, (pictures, 8, 8, 3), np.uint8)
+    return GoldenInputs(pixels, photos, "digest")
+
+
+def run(bench: Bench, *, given: GoldenInputs | None = None, precision="auto", seconds=1000.0, forward=0.5) -> Tuning:
+    tuning = tune(
+        DESCRIPTION,
+        bench.open,
+        given or inputs(),
+        device="cpu",
+        precision=precision,
+        bounds=Bounds(seconds, forward, (1, 2, 4, 8, 16)),
+        clock=bench.clock,
+    )
+    assert bench.closed == len(bench.opened) - len(bench.broken), "every backend is closed again"
+    assert [row.status for row in tuning.rows].count("chosen") == 1
+    return tuning
+
+
+def status(tuning: Tuning) -> dict[str, str]:
+    return {row.variant: row.status for row in tuning.rows}
+
+
+def test_the_fastest_with_the_same_answers_is_chosen():
+    bench = Bench(image={"torchscript/bf16": 0.002, "torchscript/channels_last": 0.005})
+    tuning = run(bench)
+    assert tuning.chosen.variant == "torchscript/bf16"
+    assert tuning.speedup == pytest.approx(0.02 / 0.002, rel=0.2)
+    assert status(tuning)["torchscript"] == "slower"
+    assert status(tuning)["torchscript/channels_last"] in ("slower", "chosen")
+
+
+def test_a_fast_liar_is_refused_and_the_next_one_serves():
+    bench = Bench(
+        image={"torchscript/bf16": 0.001, "torchscript/channels_last": 0.005}, shift={"torchscript/bf16": 0.3}
+    )
+    tuning = run(bench)
+    assert tuning.chosen.variant == "torchscript/channels_last"
+    liar = next(row for row in tuning.rows if row.variant == "torchscript/bf16")
+    assert liar.status == "refused"
+    assert "in the mean" in liar.reason
+    assert liar.speed is not None
+    assert liar.speed.rate > (tuning.chosen.speed or tuning.plain).rate
+
+
+def test_a_slight_liar_in_fp32_is_refused():
+    bench = Bench(image={"torchscript/frozen": 0.001}, shift={"torchscript/frozen": 0.001})
+    tuning = run(bench, precision="fp32")
+    assert status(tuning)["torchscript/frozen"] == "refused"
+    assert tuning.chosen.precision == "fp32"
+
+
+def test_fp32_tries_nothing_else():
+    tuning = run(Bench(image={"torchscript/bf16": 0.0001}), precision="fp32")
+    assert {row.precision for row in tuning.rows} == {"fp32"}
+
+
+def test_a_precision_that_is_asked_for_goes_before_a_faster_one():
+    bench = Bench(image={"torchscript/bf16": 0.01, "torchscript/channels_last": 0.001})
+    assert run(bench, precision="bf16").chosen.variant == "torchscript/bf16"
+    lying = Bench(
+        image={"torchscript/channels_last": 0.001},
+        shift={name: 0.3 for name in CPU if name.endswith("bf16")},
+    )
+    assert run(lying, precision="bf16").chosen.variant == "torchscript/channels_last"
+
+
+@pytest.mark.parametrize("given", [inputs(photos=1), inputs(photos=4), inputs(pictures=0, photos=0)])
+def test_without_photos_nothing_proves_reduced_precision(given):
+    bench = Bench(image={"torchscript/bf16": 0.0001, "torchscript/channels_last": 0.005})
+    tuning = run(bench, given=given)
+    assert tuning.chosen.variant == "torchscript/channels_last"
+    assert "photos cannot prove" in next(row.reason for row in tuning.rows if row.variant == "torchscript/bf16")
+
+
+def test_what_does_not_load_is_a_row_and_no_failure():
+    bench = Bench(broken={"torchscript/optimized", "torchscript/bf16"})
+    tuning = run(bench)
+    assert status(tuning)["torchscript/optimized"] == "failed"
+    assert "cannot load" in next(row.reason for row in tuning.rows if row.variant == "torchscript/bf16")
+
+
+def test_the_time_is_bounded_and_what_was_not_tried_is_not_chosen():
+    bench = Bench(load=30.0)
+    tuning = run(bench, seconds=60.0)
+    assert "no time" in status(tuning).values()
+    assert bench.now < 60 + 30 + 20, "the time, and the variant that was under way"
+
+
+def test_a_slow_plain_module_leaves_time_for_the_others():
+    """Its answers to all pictures would take 240 s: half of the time goes into as many as it has."""
+    bench = Bench(image={"torchscript": 1.0, "torchscript/channels_last": 0.01, "torchscript/bf16": 0.001})
+    tuning = run(bench, seconds=60.0)
+    assert tuning.chosen.variant != "torchscript"
+    assert tuning.chosen.precision == "fp32", "too few pictures were compared for less"
+
+
+def test_a_batch_that_takes_too_long_is_not_used():
+    tuning = run(Bench(image=dict.fromkeys(CPU, 0.02), batch=0.05), forward=0.15)
+    assert (tuning.chosen.speed or tuning.plain).batch == 4
+
+
+def test_of_equal_rates_the_smaller_batch_is_taken():
+    tuning = run(Bench(image=dict.fromkeys(CPU, 0.02), batch=0.0001))
+    assert (tuning.chosen.speed or tuning.plain).batch == 1
+
+
+def test_a_missing_package_is_said():
+    tuning = run(Bench())
+    reasons = {row.variant: row.reason for row in tuning.rows if row.status == "unavailable"}
+    assert reasons["torchscript/fp16"] == "not for cpu"

@@ -1,0 +1,100 @@
+"""`classifleet models tune`, and what `models show` says of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from classifleet.config import InvalidRequest, Settings
+from classifleet.worker.models._cli_options import (
+    JsonOption,
+    ModelArgument,
+    RepositoryOption,
+    open_location,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from classifleet.worker.models.description import ModelDescription
+    from classifleet.worker.models.repository import Repository
+    from classifleet.worker.models.tuning import Row, Tuning
+
+
+class PrecisionName(StrEnum):
+    """Of the arithmetic inside the model."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+def tune(
+    model: ModelArgument,
+    photos: Annotated[
+        Path | None, typer.Option(help="A folder of photos like those that will be classified; best some hundreds.")
+    ] = None,
+    precision: Annotated[PrecisionName | None, typer.Option(help="Default: the setting PRECISION.")] = None,
+    device: Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:1`.")] = "auto",
+    seconds: Annotated[float | None, typer.Option(min=1, help="Default: the setting TUNE_SECONDS.")] = None,
+    repository: RepositoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the fastest way to run a model here that gives its answers, and keep it for the workers.
+
+    **Examples:** `classifleet models tune imagenet`, `classifleet models tune imagenet --photos ./uploads`
+    """
+    where = open_location(repository)
+    key = where.resolve(model)
+    settings = Settings.load(precision=precision.value if precision else None, tune_seconds=seconds)
+    files = _files(photos) if photos else []
+    from classifleet.worker.loading import device_name
+    from classifleet.worker.models.tuned import summary, tune_model
+
+    tuning = tune_model(where, key, settings, device_name(device), photos=files)
+    if as_json:
+        print_json({**summary(tuning), "rows": [asdict(row) for row in tuning.rows]})
+        return
+    columns = ("variant", "images/s", "batch", "same answers", "mean worst", "outcome")
+    print_table(columns, [_cells(row, tuning) for row in tuning.rows])
+    typer.echo(f"{key} runs as {tuning.chosen.variant}, {tuning.speedup:.1f} times as fast as the file as it came")
+
+
+def kept(repository: Repository, description: ModelDescription) -> list[str]:
+    """A line for each outcome that is kept in the repository; read without torch."""
+    from classifleet.config.settings import Settings
+
+    settings = Settings.load()
+    folder = Path(settings.tuning_cache).expanduser() if settings.tuning_cache else repository.path / ".tuning"
+    found = sorted(folder.glob(f"{description.name}-{description.version}-*.json"))
+    return [_line(json.loads(file.read_bytes())) for file in found]
+
+
+def _line(tuning: dict[str, Any]) -> str:
+    chosen = next(row for row in tuning["rows"] if row["status"] == "chosen")
+    speed = chosen["speed"] or tuning["plain"]
+    times = speed["rate"] / tuning["plain"]["rate"]
+    return f"{chosen['variant']}: {speed['rate']:.0f} images/s in batches of {speed['batch']}, {times:.1f}x plain"
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InvalidRequest(f"--photos {folder}: is not a folder")
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def _cells(row: Row, tuning: Tuning) -> dict[str, str]:
+    cells = {"variant": row.variant, "outcome": f"{row.status}: {row.reason}" if row.reason else row.status}
+    if row.speed:
+        times = row.speed.rate / tuning.plain.rate
+        cells |= {"images/s": f"{row.speed.rate:.1f} ({times:.1f}x)", "batch": str(row.speed.batch)}
+    if row.parity:
+        share = f"{row.parity.agreement:.1%} of {row.parity.decided}"
+        cells |= {"same answers": share, "mean worst": f"{row.parity.mean_worst:.1e}"}
+    return cells

@@ -1,0 +1,114 @@
+"""Pictures on which variants of a model are compared: real photos, augmented until there are enough.
+
+the model's own golden pictures + photos of the operator, else of scikit-image ─► crops, flips, light ─► uint8
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from classifleet.worker.decode import decode
+from classifleet.worker.models.description import ModelDescription
+from classifleet.worker.preprocess import preprocess
+
+MIN_PICTURES: Final = 200
+MIN_PHOTOS: Final = 5
+"""Fewer photos than this are one scene over and over, however they are cropped."""
+MAX_PHOTO_EDGE: Final = 1024
+_SKIMAGE: Final = (
+    "astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "hubble_deep_field.jpg",
+    "ihc.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
+)  # fmt: skip
+_SEED: Final = 20_26
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenInputs:
+    """Preprocessed pictures, uint8 [N, h, w, 3], and what they came from.
+
+    Attributes:
+        pixels: Each photo as it is, then augmented ones up to `MIN_PICTURES`.
+        photos: How many different photos they were made of.
+        digest: Identifies them.
+    """
+
+    pixels: NDArray[np.uint8]
+    photos: int
+    digest: str
+
+    @property
+    def representative(self) -> bool:
+        """Whether they can prove that reduced precision gives the same answers."""
+        return self.photos >= MIN_PHOTOS and len(self.pixels) >= MIN_PICTURES
+
+
+def golden_inputs(description: ModelDescription, folder: Path, photos: Sequence[Path] = ()) -> GoldenInputs:
+    """Make the pictures for one model.
+
+    Args:
+        description: Says how pictures are preprocessed, and which golden pictures there are.
+        folder: The model's folder, which holds them.
+        photos: The operator's own photos; best, because they are what will be classified.
+
+    Raises:
+        ImageError: One of them is not a picture.
+    """
+    own = [folder / golden.image for golden in description.golden]
+    sources = [path.read_bytes() for path in (*own, *(photos or _shipped()))]
+    pixels = [_pixels(data, description) for data in sources]
+    generator = np.random.default_rng(_SEED)
+    while sources and len(pixels) < MIN_PICTURES:
+        photo = sources[len(pixels) % len(sources)]
+        pixels.append(_pixels(_augmented(photo, generator), description))
+    digest = hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in sources)).hexdigest()[:16]
+    size = description.input.size
+    stacked = np.stack(pixels) if pixels else np.empty((0, *size, 3), np.uint8)
+    return GoldenInputs(stacked, len(sources), digest)
+
+
+def noise(description: ModelDescription, count: int) -> NDArray[np.uint8]:
+    """Random pixels [count, h, w, 3]: they only show whether a variant runs and stays finite."""
+    generator = np.random.default_rng(_SEED)
+    return generator.integers(0, 256, (count, *description.input.size, 3), np.uint8)
+
+
+def _shipped() -> Iterator[Path]:
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        return
+    folder = Path(spec.origin).parent / "data"
+    yield from (folder / name for name in _SKIMAGE if (folder / name).is_file())
+
+
+def _pixels(data: bytes, description: ModelDescription) -> NDArray[np.uint8]:
+    spec = description.preprocess
+    return preprocess(decode(data, targets=(spec,)).picture(spec), spec)
+
+
+def _augmented(data: bytes, generator: np.random.Generator) -> bytes:
+    """Another view of the same photo: a part of it, perhaps mirrored, in another light."""
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.draft("RGB", (MAX_PHOTO_EDGE, MAX_PHOTO_EDGE))
+        picture = opened.convert("RGB")
+    share = generator.uniform(0.3, 1.0)
+    width, height = (max(1, int(edge * share**0.5)) for edge in picture.size)
+    left = int(generator.integers(0, picture.width - width + 1))
+    top = int(generator.integers(0, picture.height - height + 1))
+    picture = picture.crop((left, top, left + width, top + height))
+    if generator.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        picture = enhance(picture).enhance(float(generator.uniform(0.7, 1.3)))
+    buffer = io.BytesIO()
+    picture.save(buffer, "BMP")
+    return buffer.getvalue()
