@@ -1,5 +1,7 @@
 """Mutated real files through the decoder: a picture, or one permanent error, within memory and time. Never else.
 
+A JPEG goes both ways, the fast and Pillow's, which must give the same error, or pictures that differ by a level.
+
 The test runs hypothesis for a few seconds. For longer, and guided by coverage of our own modules:
 
     .venv/bin/python -m tests.fuzz.test_decode_fuzz --seconds 600      (hypothesis' mutations, plain loop)
@@ -12,6 +14,7 @@ import argparse
 import random
 import time
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from classifleet.config import ErrorCode, ImageError
+from classifleet.worker import decode as decoder
 from classifleet.worker.decode import DecodeLimits, prepare
 from tests.models_support import NASTY, PHOTOS, encode, noise, spec
 
@@ -82,14 +86,13 @@ def mutate(data: bytes, randomness: random.Random) -> bytes:
 
 def check(data: bytes, limits: DecodeLimits) -> str:
     """Prepare it, and raise AssertionError for anything but a picture or a permanent error; says which it was."""
-    began = time.thread_time()
-    try:
-        info, arrays = prepare(data, SPECS, limits)
-    except ImageError as error:
-        refused: ImageError | None = error
-    else:
-        refused = None
-    assert time.thread_time() - began < SLOWEST_SECONDS
+    refused, arrays, info = attempt(data, limits)
+    if data[:3] == b"\xff\xd8\xff":
+        with mock.patch.object(decoder, "turbo_pixels", never):
+            refused_slowly, plain, info_slowly = attempt(data, limits)
+        assert (str(refused), info) == (str(refused_slowly), info_slowly)
+        for digest, array in arrays.items():
+            assert np.abs(array.astype(int) - plain[digest]).max() <= 1
     if refused is not None:
         message = str(refused)
         assert refused.code in PERMANENT, refused.code
@@ -101,6 +104,22 @@ def check(data: bytes, limits: DecodeLimits) -> str:
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.uint8)}
     assert info["width"] * info["height"] <= limits.max_pixels
     return "ok"
+
+
+def never(data: bytes, image: object) -> None:
+    """The fast way, turned off."""
+
+
+def attempt(data: bytes, limits: DecodeLimits):
+    """The refusal, the arrays, the account of the image, as far as there are any."""
+    began = time.thread_time()
+    refused, arrays, info = None, {}, {}
+    try:
+        info, arrays = prepare(data, SPECS, limits)
+    except ImageError as error:
+        refused = error
+    assert time.thread_time() - began < SLOWEST_SECONDS
+    return refused, arrays, info
 
 
 @pytest.mark.filterwarnings("error")

@@ -15,7 +15,7 @@ from tests.models_support import PHOTOS
 torch = pytest.importorskip("torch")
 v2 = pytest.importorskip("torchvision.transforms.v2")
 
-MOST_LEVELS, MEAN_LEVELS, WORST_MEAN_LEVELS = 10, 0.5, 0.6
+MOST_LEVELS, MEAN_LEVELS = 10, 0.5
 TWELVE_MEGAPIXELS = (4000, 3000)
 ENLARGED = 12
 BATCH = 8
@@ -69,7 +69,5 @@ def test_pixels_and_answers_are_those_of_a_full_decode(zoo: Path, name: str, exa
         f"top-1 the same for {same} of {len(collection)}"
     )
     assert difference.max() <= MOST_LEVELS
-    assert means[: len(found)].max() < MEAN_LEVELS  # each photo
-    assert means[len(found) :].mean() < MEAN_LEVELS  # as enlarged: together,
-    assert means.max() < WORST_MEAN_LEVELS  # for one of them, scaled to a quarter, has 0.52
+    assert means.max() < MEAN_LEVELS
     assert same == len(collection)

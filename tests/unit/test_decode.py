@@ -1,44 +1,21 @@
+"""What the decoder makes of pictures: formats, colours, what a person would see."""
+
 import hashlib
 import inspect
 import io
-import pickle
 import struct
 import threading
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from classifleet.config.errors import ErrorCode, ImageError
-from classifleet.worker.decode import Decoded, DecodeLimits, decode
-from classifleet.worker.headers import MAX_PARTS, MAX_SCANS
-from classifleet.worker.models import Preprocess
-from classifleet.worker.preprocess import preprocess
-from tests.models_support import NASTY, encode, noise, skimage_photo, spec
-
-IMAGENET = spec(resize="shortest_edge_crop", resize_size=256, crop_size=[224, 224])
-ORIENTATION = 0x0112
-RED, WHITE = (255, 0, 0), (255, 255, 255)
-
-
-def pixels(data: bytes, **options) -> np.ndarray:
-    (picture,) = decode(data, **options).pictures.values()
-    assert picture.image.mode == "RGB"
-    return np.asarray(picture.image)
-
-
-def prepared(decoded: Decoded, target: Preprocess) -> np.ndarray:
-    return preprocess(decoded.picture(target), target).astype(int)
-
-
-def refusal(data: bytes, **options) -> ImageError:
-    with pytest.raises(ImageError) as caught:
-        decode(data, **options)
-    return caught.value
-
+from classifleet.config.errors import ErrorCode
+from classifleet.worker.decode import decode
+from tests.decode_support import IMAGENET, ORIENTATION, RED, chunk, gif, pixels, prepared, refusal
+from tests.models_support import encode, noise, spec
 
 # formats
 
@@ -204,159 +181,6 @@ def test_broken_exif_costs_nothing():
     assert decode(data, targets=[IMAGENET]).info["width"] == 64
 
 
-# limits
-
-
-@pytest.mark.parametrize(
-    ("limits", "fits"),
-    [
-        (DecodeLimits(), True),
-        (DecodeLimits(max_pixels=60 * 40), True),
-        (DecodeLimits(max_pixels=60 * 40 - 1), False),
-        (DecodeLimits(max_side=60), True),
-        (DecodeLimits(max_side=59), False),
-    ],
-)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_limits(kind, limits, fits):
-    data = encode(noise(60, 40), kind)
-    if fits:
-        assert decode(data, limits=limits).info["width"] == 60
-    else:
-        error = refusal(data, limits=limits)
-        assert error.code is ErrorCode.TOO_MANY_PIXELS
-        assert "60 x 40 pixels" in str(error)
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has no pixels."""
-    data = bytearray(encode(Image.new("L", (1, 1)), "PNG"))
-    data[16:24] = width.to_bytes(4) + height.to_bytes(4)
-    import zlib
-
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
-    return bytes(data)
-
-
-@pytest.mark.parametrize("size", [(7072, 7072), (9500, 9500), (15_000, 15_000), (2**31 - 1, 2**31 - 1), (65_501, 1)])
-def test_bombs_are_refused_by_their_header(size):
-    # 50, 90 (Pillow warns) and 225 megapixels (Pillow raises)
-    assert refusal(png_header(*size)).code is ErrorCode.TOO_MANY_PIXELS
-
-
-def test_a_limit_above_pillows_warning_is_silent():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        error = refusal(png_header(9500, 9500), limits=DecodeLimits(max_pixels=100_000_000))
-    assert error.code is ErrorCode.UNDECODABLE  # there are no pixels behind the header
-
-
-# damage
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_truncated_is_refused(kind):
-    data = encode(noise(200, 100), kind)
-    for length in (len(data) // 2, len(data) * 3 // 4, 20):
-        error = refusal(data[:length])
-        assert error.code is ErrorCode.UNDECODABLE, length
-        assert "0x" not in str(error)  # no memory addresses
-        assert error.__cause__ is not None
-
-
-def test_two_missing_bytes_of_a_jpeg_are_enough():
-    data = encode(noise(200, 100), "JPEG")
-    assert refusal(data[:-2]).code is ErrorCode.UNDECODABLE
-
-
-@pytest.mark.parametrize("targets", [[], [spec(resize="stretch", resize_size=50)]])
-def test_lenient_completes_a_truncated_jpeg_and_says_so(targets):
-    image = noise(400, 400)
-    data = encode(image, "JPEG", quality=95)
-    lenient = DecodeLimits(truncated="lenient")
-    decoded = decode(data[: len(data) * 2 // 3], targets=targets, limits=lenient)
-    assert decoded.info["truncated"] is True
-    assert decoded.info["height"] == 400
-    (picture,) = decoded.pictures.values()
-    upper = picture.image.resize((40, 40)).crop((0, 0, 40, 15))
-    wanted = image.resize((40, 40)).crop((0, 0, 40, 15))
-    assert np.abs(np.asarray(upper).astype(int) - np.asarray(wanted).astype(int)).mean() < 3
-    assert "truncated" not in decode(data, limits=lenient).info
-
-
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP"])
-def test_lenient_does_not_complete_other_formats(kind):
-    data = encode(noise(200, 100), kind)
-    assert refusal(data[: len(data) // 2], limits=DecodeLimits(truncated="lenient")).code is ErrorCode.UNDECODABLE
-
-
-def test_lenient_does_not_save_a_jpeg_without_pixels():
-    data = encode(noise(200, 100), "JPEG")
-    assert refusal(data[:40], limits=DecodeLimits(truncated="lenient")).code is ErrorCode.UNDECODABLE
-
-
-def test_error_pickles():
-    error = pickle.loads(pickle.dumps(refusal(b"nothing")))
-    assert (error.code, str(error)[:10]) == (ErrorCode.UNSUPPORTED_FORMAT, "not one of")
-
-
-def test_no_memory_is_not_the_pictures_fault(monkeypatch):
-    def load(self):
-        raise MemoryError
-
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
-    with pytest.raises(MemoryError):
-        decode(encode(noise(60, 40), "BMP"))
-
-
-# scaling while decoding
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(
-    "target",
-    [
-        IMAGENET,
-        spec(resize="stretch", resize_size=[100, 300]),
-        spec(resize="letterbox", resize_size=[300, 200]),
-        spec(resize="stretch", resize_size=[120, 90], interpolation="bicubic"),
-    ],
-)
-def test_scaled_jpeg_gives_nearly_the_same_pixels(target, orientation):
-    """1,811 x 1,357 does not divide by the scale: forgetting the part of a pixel costs up to 74 levels."""
-    whole = spec(resize="stretch", resize_size=2000)
-    photo = Image.open(skimage_photo("astronaut.png")).resize((1811, 1357), Image.Resampling.BICUBIC)
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    data = encode(photo, "JPEG", exif=exif, quality=92)
-    scaled, full = decode(data, targets=[target]), decode(data, targets=[target, whole])
-    assert scaled.info == full.info
-    assert scaled.pictures[WHITE].image.width < full.pictures[WHITE].image.width
-    difference = np.abs(prepared(scaled, target) - prepared(full, target))
-    assert difference.max() <= 16  # measured: 12, in the outermost column of a picture that is also distorted
-    assert difference.mean() < 0.5
-
-
-@pytest.mark.parametrize(
-    ("targets", "divisor"),
-    [
-        ([spec(resize="stretch", resize_size=100)], 4),
-        ([spec(resize="stretch", resize_size=101)], 2),
-        ([spec(resize="stretch", resize_size=[100, 25])], 4),
-        ([spec(resize="letterbox", resize_size=100)], 8),  # 100 x 50: twice that is an eighth
-        ([spec(resize="stretch", resize_size=50), spec(resize="stretch", resize_size=200)], 2),
-        ([spec(resize="stretch", resize_size=500)], 1),
-        ([spec(resize="stretch", resize_size=50, antialias=False)], 1),
-        ([spec(resize="stretch", resize_size=50, interpolation="nearest")], 1),
-        ([spec(resize="stretch", resize_size=50), spec(resize="stretch", resize_size=50, antialias=False)], 1),
-        ([], 1),
-    ],
-)
-def test_never_below_twice_the_largest_target(targets, divisor):
-    decoded = decode(encode(noise(1600, 800), "JPEG"), targets=targets)
-    assert {picture.image.width for picture in decoded.pictures.values()} == {1600 // divisor}
-
-
 # threads and warnings
 
 
@@ -374,41 +198,7 @@ def test_many_threads_and_no_warning_escapes():
     assert [str(item.message) for item in caught] == []
 
 
-def attempt(data: bytes, limits: DecodeLimits) -> Decoded | ImageError:
-    try:
-        return decode(data, targets=[IMAGENET], limits=limits)
-    except ImageError as error:
-        return error
-
-
-@pytest.mark.skipif(not NASTY.is_dir(), reason="the collection of nasty files is not here")
-def test_nasty_files_are_pictures_or_one_permanent_error():
-    allowed = {ErrorCode.UNSUPPORTED_FORMAT, ErrorCode.TOO_MANY_PIXELS, ErrorCode.UNDECODABLE}
-    pictures = 0
-    for path in sorted(NASTY.iterdir()):
-        for limits in (DecodeLimits(), DecodeLimits(truncated="lenient")):
-            outcome = attempt(path.read_bytes(), limits)
-            if isinstance(outcome, ImageError):
-                assert outcome.code in allowed, path.name
-                assert "\n" not in str(outcome), path.name
-            else:
-                assert preprocess(outcome.picture(IMAGENET), IMAGENET).shape == (224, 224, 3), path.name
-                pictures += 1
-    assert pictures > 500
-
-
 # what a person sees
-
-
-def gif(canvas: tuple[int, int], frame: tuple[int, int, int, int], **options) -> bytes:
-    """A green frame (left, top, width, height) on a canvas whose first colour is red."""
-    image = Image.new("P", frame[2:], 1)
-    image.putpalette([255, 0, 0, 0, 255, 0])
-    data = bytearray(encode(image, "GIF", **options))
-    data[6:10] = struct.pack("<HH", *canvas)
-    at = data.index(b",", 13 + 6)
-    data[at + 1 : at + 9] = struct.pack("<HHHH", *frame)
-    return bytes(data)
 
 
 @pytest.mark.parametrize("options", [{}, {"transparency": 0}])
@@ -416,23 +206,6 @@ def test_what_a_gifs_first_frame_does_not_cover_is_background(options):
     found = pixels(gif((20, 20), (5, 6, 8, 8), **options))
     assert found[0, 0].tolist() == found[19, 19].tolist() == [255] * 3
     assert found[6, 5].tolist() == found[13, 12].tolist() == [0, 255, 0]
-
-
-def test_a_gifs_first_frame_cannot_smuggle_size_past_the_limit():
-    error = refusal(gif((10, 10), (9000, 9000, 8, 8)))
-    assert error.code is ErrorCode.TOO_MANY_PIXELS
-
-
-@pytest.mark.parametrize("options", [{}, {"transparency": 0, "disposal": 2}])
-def test_a_gif_is_measured_before_it_is_opened(options, monkeypatch):
-    data = gif((50, 20), (2, 3, 58, 38), **options)
-    assert decode(data, limits=DecodeLimits(max_pixels=60 * 41)).info["height"] == 41
-    monkeypatch.setattr("PIL.Image.open", None)
-    assert refusal(data, limits=DecodeLimits(max_pixels=60 * 41 - 1)).code is ErrorCode.TOO_MANY_PIXELS
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 @pytest.mark.parametrize("blend", [0, 1])
@@ -508,61 +281,3 @@ def test_thin_pictures(kind, size):
     decoded = decode(data, targets=[IMAGENET])
     assert (decoded.info["width"], decoded.info["height"]) == size
     assert np.abs(prepared(decoded, IMAGENET) - 200).max() <= 1
-
-
-# attacks on time and memory
-
-
-def with_parts(kind: str, count: int) -> bytes:
-    data = encode(noise(60, 40), kind)
-    match kind:
-        case "JPEG":
-            return data[:2] + b"\xff\xfe\x00\x02" * count + data[2:]
-        case "PNG":
-            return data[:33] + chunk(b"teSt", b"") * count + data[33:]
-    at = 13 + (3 << (data[10] & 7) + 1)
-    return data[:at] + b"!\xfe" + b"\x01x" * count + b"\x00" + data[at:]
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF"])
-def test_no_file_makes_pillow_walk_for_seconds(kind):
-    assert decode(with_parts(kind, 1000)).info["width"] == 60
-    error = refusal(with_parts(kind, MAX_PARTS))
-    assert error.code is ErrorCode.UNDECODABLE
-    assert "parts" in str(error)
-
-
-@pytest.mark.parametrize("padding", [b"\xff", b"\xff\xd8"])
-def test_padding_before_a_marker_is_bounded(padding):
-    data = encode(noise(60, 40), "JPEG")
-    assert refusal(data[:2] + padding * MAX_PARTS + data[2:]).code is ErrorCode.UNDECODABLE
-
-
-def test_parts_behind_the_picture_count_in_a_png():
-    data = encode(noise(60, 40), "PNG")
-    assert refusal(data[:-12] + chunk(b"teSt", b"") * MAX_PARTS + data[-12:]).code is ErrorCode.UNDECODABLE
-
-
-def test_scans_of_a_progressive_jpeg_are_bounded():
-    data = encode(noise(400, 300), "JPEG", progressive=True)
-    last = data[data.rindex(b"\xff\xda") : -2]
-    assert decode(data[:-2] + last * (MAX_SCANS - 20) + data[-2:]).info["width"] == 400
-    error = refusal(data[:-2] + last * MAX_SCANS + data[-2:])
-    assert error.code is ErrorCode.UNDECODABLE
-    assert "scans" in str(error)
-    assert decode(data + b"\xff\xda" * 1000).info["width"] == 400  # what follows the picture does not count
-
-
-@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"save_all": True, "append_images": [noise(60, 41)]}])
-def test_a_webp_is_measured_before_it_is_opened(options, monkeypatch):
-    data = encode(noise(60, 41), "WEBP", **options)
-    assert decode(data, limits=DecodeLimits(max_pixels=60 * 41)).info["height"] == 41
-    monkeypatch.setattr("PIL.Image.open", None)
-    assert refusal(data, limits=DecodeLimits(max_pixels=60 * 41 - 1)).code is ErrorCode.TOO_MANY_PIXELS
-
-
-def test_exact_decodes_in_full():
-    data = encode(noise(1600, 1200), "JPEG")
-    (scaled,) = decode(data, targets=[IMAGENET]).pictures.values()
-    (full,) = decode(data, targets=[IMAGENET], limits=DecodeLimits(exact=True)).pictures.values()
-    assert (scaled.image.width, full.image.width) == (800, 1600)

@@ -1,13 +1,12 @@
 """One picture to the exact pixels that a model takes: resize, crop or pad. No arithmetic on values.
 
 Normalisation happens on the device, in the batch (`models.backend`), so that what travels there is one byte a channel.
-Resize and centre crop are one Pillow call: `resize(box=...)` computes the cropped pixels alone, which also keeps a
-picture of 60,000 x 1 from growing to gigabytes before it is cut.
+Resize and centre crop are one call: only the pixels that stay are computed, which also keeps a picture of 60,000 x 1
+from growing to gigabytes before it is cut. A picture that EXIF turns is turned last, when it is small.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,12 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from classifleet.worker.models.description import Preprocess
+from classifleet.worker.resample import Box, Source, resample, size_of
 
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom, in pixels from the upper left corner."""
-BICUBIC_REACH: Final = 2.0
-"""Pixels of the output's size that a bicubic kernel reaches to either side."""
-MAX_STRIP_PIXELS: Final = 32_000_000
+SIDEWAYS: Final = frozenset({5, 6, 7, 8})
+"""EXIF orientations that swap width and height. Then, for each side, those that mirror it."""
+_MIRRORED: Final = (frozenset({2, 3, 6, 7}), frozenset({3, 4, 7, 8}))
 _FILTERS: Final = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -31,36 +29,46 @@ _FILTERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An RGB image, and where in it the picture lies, to fractions of a pixel; default: all of it.
+    """An RGB image as its file stores it, where in it the picture lies, and how EXIF says that it is to be turned.
 
-    A JPEG that was scaled while it was decoded ends within a pixel. Ignoring that moves edges by up to 70 levels.
+    `source` is uint8 [h, w, 3] or Pillow's. `box` counts in fractions of its pixels; default: all of it. A JPEG that
+    was scaled while it was decoded ends within a pixel; ignoring that moves edges by up to 70 levels.
     """
 
-    image: Image.Image
+    source: Source
     box: Box | None = None
+    orientation: int = 1
+
+    @property
+    def image(self) -> Image.Image:
+        """The whole image, upright."""
+        if self.orientation == 1 and isinstance(self.source, Image.Image):
+            return self.source
+        return Image.fromarray(_turned(np.asarray(self.source), self.orientation))
 
 
 def preprocess(picture: Picture, spec: Preprocess) -> NDArray[np.uint8]:
     """Resize, crop or pad a picture as a model's description says.
 
     Args:
-        picture: RGB, any size.
+        picture: Any size.
         spec: The description's `preprocess`.
 
     Returns:
-        uint8 [h, w, 3], RGB, read-only; (h, w) is `spec.output_size`.
+        uint8 [h, w, 3], RGB, not to be written to; (h, w) is `spec.output_size`.
     """
-    image = picture.image
-    x, y, right, bottom = picture.box or (0, 0, *image.size)
-    width, height = scaled_size((right - x, bottom - y), spec)
+    x, y, right, bottom = picture.box or (0, 0, *size_of(picture.source))
+    sides = right - x, bottom - y
+    whole = sides[::-1] if picture.orientation in SIDEWAYS else sides
+    width, height = scaled_size(whole, spec)
     if spec.resize == "letterbox":
-        return np.asarray(_letterbox(_resize(image, (width, height), (x, y, right, bottom), spec), spec))
+        return _letterbox(_resize(picture, (width, height), (0, 0, *whole), spec), spec)
     rows, columns = spec.output_size
     # torchvision's CenterCrop: round half to even, so that parity is exact to the pixel
     left, top = round((width - columns) / 2), round((height - rows) / 2)
-    across, down = (right - x) / width, (bottom - y) / height
-    crop = (x + left * across, y + top * down, x + (left + columns) * across, y + (top + rows) * down)
-    return np.asarray(_resize(image, (columns, rows), crop, spec))
+    across, down = whole[0] / width, whole[1] / height
+    crop = (left * across, top * down, (left + columns) * across, (top + rows) * down)
+    return _resize(picture, (columns, rows), crop, spec)
 
 
 def scaled_size(size: tuple[float, float], spec: Preprocess) -> tuple[int, int]:
@@ -83,36 +91,64 @@ def scaled_size(size: tuple[float, float], spec: Preprocess) -> tuple[int, int]:
             return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
 
 
-def _resize(image: Image.Image, size: tuple[int, int], box: Box, spec: Preprocess) -> Image.Image:
-    resample = _FILTERS[spec.interpolation]
+def averages(spec: Preprocess) -> bool:
+    """Whether each pixel of the result comes from all that it covers, and not from a sample."""
+    return spec.antialias and spec.interpolation != "nearest"
+
+
+def _resize(picture: Picture, size: tuple[int, int], crop: Box, spec: Preprocess) -> NDArray[np.uint8]:
+    """What lies in `crop`, which counts from the upright picture's corner, at the upright `size`."""
+    x, y, right, bottom = picture.box or (0, 0, *size_of(picture.source))
+    sideways = picture.orientation in SIDEWAYS
+    if spec.interpolation == "nearest" or not spec.antialias:
+        shown = _mirrored(_swapped((x, y, right, bottom), sideways), picture.image.size, picture.orientation)
+        return np.asarray(_sample(picture.image, size, _moved(crop, shown[:2]), spec))
+    upright = (bottom - y, right - x) if sideways else (right - x, bottom - y)
+    box = _moved(_swapped(_mirrored(crop, upright, picture.orientation), sideways), (x, y))
+    to = size[::-1] if sideways else size
+    return _turned(resample(picture.source, to, box, spec.interpolation, columns_first=sideways), picture.orientation)
+
+
+def _sample(image: Image.Image, size: tuple[int, int], box: Box, spec: Preprocess) -> Image.Image:
     if spec.antialias:
         # float error may put the far edge a hair outside, which Pillow refuses
         inside = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
-        if resample is Image.Resampling.BICUBIC:
-            return _horizontal_first(image, size, inside)
-        return image.resize(size, resample, box=inside)
+        return image.resize(size, Image.Resampling.NEAREST, box=inside)
     # Pillow's resize always antialiases; its transform samples, as torch does with antialias=False
-    return image.transform(size, Image.Transform.EXTENT, box, resample)
+    return image.transform(size, Image.Transform.EXTENT, box, _FILTERS[spec.interpolation])
 
 
-def _horizontal_first(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
-    """Bicubic as torchvision does it: rows, then columns.
-
-    Bicubic overshoots and is cut off to 0..255 between the two, so that their order shows: by 11 levels on photos.
-    Pillow takes the cheaper one first.
-    """
-    x, y, right, bottom = box
-    reach = BICUBIC_REACH * max(1.0, (bottom - y) / size[1]) + 1
-    first, last = max(0, math.floor(y - reach)), min(image.height, math.ceil(bottom + reach))
-    if size[0] * (last - first) > MAX_STRIP_PIXELS:
-        return image.resize(size, Image.Resampling.BICUBIC, box=box)
-    needed = image.crop((0, first, image.width, last)) if (first, last) != (0, image.height) else image
-    strip = needed.resize((size[0], last - first), Image.Resampling.BICUBIC, box=(x, 0, right, last - first))
-    return strip.resize(size, Image.Resampling.BICUBIC, box=(0, y - first, size[0], bottom - first))
+def _mirrored(box: Box, size: tuple[float, float], orientation: int) -> Box:
+    """The box as seen in a mirror, where EXIF asks for one; `size` is the upright picture's."""
+    left, top, right, bottom = box
+    if orientation in _MIRRORED[0]:
+        left, right = size[0] - right, size[0] - left
+    if orientation in _MIRRORED[1]:
+        top, bottom = size[1] - bottom, size[1] - top
+    return left, top, right, bottom
 
 
-def _letterbox(image: Image.Image, spec: Preprocess) -> Image.Image:
-    rows, columns = spec.resize_hw
-    canvas = Image.new("RGB", (columns, rows), spec.pad_color)
-    canvas.paste(image, ((columns - image.width) // 2, (rows - image.height) // 2))
+def _swapped(box: Box, sideways: bool) -> Box:
+    return (box[1], box[0], box[3], box[2]) if sideways else box
+
+
+def _moved(box: Box, by: tuple[float, float]) -> Box:
+    return box[0] + by[0], box[1] + by[1], box[2] + by[0], box[3] + by[1]
+
+
+def _turned(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """[h, w, 3] as its file stores it to upright."""
+    if orientation == 1:
+        return stored
+    upright = stored.swapaxes(0, 1) if orientation in SIDEWAYS else stored
+    across = slice(None, None, -1 if orientation in _MIRRORED[0] else 1)
+    down = slice(None, None, -1 if orientation in _MIRRORED[1] else 1)
+    return np.ascontiguousarray(upright[down, across])
+
+
+def _letterbox(inner: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.uint8]:
+    (rows, columns), (height, width) = spec.resize_hw, inner.shape[:2]
+    left, top = (columns - width) // 2, (rows - height) // 2
+    canvas = np.full((rows, columns, 3), spec.pad_color, np.uint8)
+    canvas[top : top + height, left : left + width] = inner
     return canvas
