@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for each in python3.11 python3.12 python3.13 python3; do \
 	$$each -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
 
-.PHONY: help demo test lint format bench
+.PHONY: help demo test chaos lint format bench
 
 help: ## Say what there is (this).
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -23,6 +23,9 @@ demo: $(VENV)/.demo ## Run a whole fleet on this machine, on real photos.
 
 test: lint ## Check everything: lint, types, contracts, all tests.
 	@exec $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(VENV)/.dev ## Kill, cut off, fill and confuse a fleet under load, and count what is lost: 30 minutes.
+	@exec $(BIN)/python -m pytest tests/chaos --chaos --chaos-table=out/chaos.txt $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## Check style, types, the contracts between packages, and that docs/ matches the code.
 	$(BIN)/ruff check .

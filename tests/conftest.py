@@ -30,6 +30,9 @@ _XDG = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME")
 _buckets = itertools.count(1)
 _databases = itertools.cycle(range(REDIS_DATABASES))
 
+# Several workers share the cores of a test machine: threads that spin at OpenMP's barriers would take them away.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 class SettingsFactory(Protocol):
     """Makes settings on the test's own Redis database and namespace."""

@@ -155,6 +155,20 @@ def test_a_broker_that_is_down_loses_nothing(
     assert client.get(added["Location"]).json()["status"] == "done"
 
 
+def test_a_fleet_at_its_limit_refuses(client: Any, use: Any) -> None:
+    from pictures.models import Picture
+
+    fleet = InMemoryFleet({URL: CAT}, paused=True, max_queued_images={"interactive": 1})
+    use(fleet)
+    assert post(client).status_code == 202
+    refused = post(client)
+    assert (refused.status_code, refused["Retry-After"]) == (503, "60")
+    assert "MAX_QUEUED_IMAGES" in refused.json()["error"]
+    assert Picture.objects.count() == 1
+    fleet.run_pending()
+    assert post(client).status_code == 202
+
+
 def test_an_answer_that_nobody_fetched_in_time(client: Any, use: Any) -> None:
     fleet = InMemoryFleet({URL: CAT})
     use(fleet)

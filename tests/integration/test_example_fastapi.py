@@ -156,7 +156,7 @@ def test_a_broker_that_is_down(example: ModuleType) -> None:
 def test_a_fleet_with_no_room(example: ModuleType) -> None:
     async def talk(client: Any) -> None:
         refused = await client.post("/images", content=b"x" * 50_000)
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "60")
 
     serve(example, AsyncInMemoryFleet({}, blob_max_total_bytes=0), talk)
 

@@ -114,7 +114,7 @@ with Fleet(sys.argv[1]) as fleet:
     with redis.Redis.from_url(redis_url) as client:
         fields = SyncRunner(client, redis_url).run(Ledger(Keys("default")).job(job))
         assert (fields["state"], fields["accepted"], fields["queued"]) == ("sealed", "1", "1")
-        assert client.llen("classify.default.interactive") == 1
+        assert client.llen(f"{Keys('default').broker}classify.default.interactive") == 1
 
 
 def test_help_needs_no_extra(base_python: Path) -> None:

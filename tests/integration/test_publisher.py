@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 
-from classifleet.config import BrokerUnavailable, Settings, message
+from classifleet.config import BrokerUnavailable, Settings, SettingsError, message
 from classifleet.config.celery_app import Publisher, make_app
 from classifleet.config.payload import TASK_NAME
 from tests.conftest import SettingsFactory
@@ -37,8 +37,9 @@ def broker(redis_url: str) -> Iterator[Any]:
 
 
 def waiting(broker: Any, queue: str = QUEUE) -> list[dict[str, Any]]:
-    """Oldest first."""
-    return [json.loads(text) for text in reversed(broker.lrange(queue, 0, -1))]
+    """Oldest first, in any namespace."""
+    [key] = broker.keys(f"classifleet:*:broker:{queue}")
+    return [json.loads(text) for text in reversed(broker.lrange(key, 0, -1))]
 
 
 def test_messages_are_celery_tasks_that_carry_only_a_name(publisher: Publisher, broker: Any) -> None:
@@ -51,7 +52,7 @@ def test_messages_are_celery_tasks_that_carry_only_a_name(publisher: Publisher, 
     assert {each["headers"]["task"] for each in found} == {TASK_NAME}
     assert len({each["headers"]["id"] for each in found}) == 2
     assert len(waiting(broker, "classify.gpu.bulk")) == 1
-    assert [key for key in broker.keys("*") if not key.startswith((b"classify.", b"_kombu."))] == []
+    assert [key for key in broker.keys("*") if b":broker:classify." not in key] == []
 
 
 def test_celery_understands_the_message(settings: SettingsFactory, publisher: Publisher) -> None:
@@ -103,6 +104,21 @@ def test_a_broker_that_is_down_or_silent_is_unavailable_in_time(listens: bool) -
         assert time.monotonic() - begun < 5
         assert "hunter2" not in str(caught.value)
         publisher.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "says"),
+    [
+        ("zeromq://:hunter2@host/0", SettingsError, "zeromq://.* is not a broker that can be used.*redis://"),
+        ("no.such.module://host", SettingsError, "is not a broker that can be used"),
+    ],
+)
+def test_a_broker_that_cannot_be_used_is_named(url: str, error: type[Exception], says: str) -> None:
+    settings = Settings.load(broker_url=url)
+    for use in (lambda: make_app(settings), lambda: Publisher(settings).publish([(QUEUE, message("j", "0"))])):
+        with pytest.raises(error, match=says) as caught:
+            use()
+        assert "hunter2" not in str(caught.value)
 
 
 def test_without_a_broker_the_setting_is_named() -> None:

@@ -244,6 +244,30 @@ def test_work_that_waits(live_fleet: LiveFleet, make_other: Callable[..., Any]) 
     same(InMemoryFleet(answers, paused=True), make_other(paused=True), script)
 
 
+def test_no_room(make_other: Callable[..., Any]) -> None:
+    ref, large = "https://example.com/a.jpg", b"x" * 50_000
+    limits: dict[str, Any] = {"max_queued_images": {"interactive": 2, "bulk": 4}, "blob_max_total_bytes": 60_000}
+
+    def script(fleet: Any) -> Iterator[Any]:
+        def submit(image: Any = ref, **options: Any) -> Any:
+            return heard(lambda: fleet.submit(image, models="nsfw", **options).id)
+
+        def submit_many(items: list[Any], job_id: str, **options: Any) -> Any:
+            options |= {"models": "nsfw", "chunk_size": 2, "wait_seconds": 0.05, "job_id": job_id}
+            return heard(lambda: fleet.submit_many(items, **options).id)
+
+        yield submit(large, id="a"), submit(large, id="b"), submit(id="c"), submit(id="d")
+        yield submit(id="a"), submit(large, id="a"), submit(id="d", wait_seconds=0.05)
+        yield submit_many([ref] * 6, "many"), heard(fleet.job("many").progress)
+        yield submit_many([ref] * 6, "other"), heard(fleet.job("other").progress)
+        yield submit_many([], "none"), heard(fleet.job("none").progress)
+        yield submit_many([ref] * 5, "five", chunk_size=5), submit_many([large], "large")
+        yield [submit(f"{scheme}:{'0' * 64}") for scheme in ("blob", "claim")]
+        yield {name: depth.queued_images for name, depth in fleet.queues().items()}
+
+    same(InMemoryFleet(answers, paused=True, **limits), make_other(paused=True, **limits), script)
+
+
 def test_records_expire(live_fleet: LiveFleet, make_other: Callable[..., Any]) -> None:
     ref = f"{live_fleet.web}/rocket.jpg"
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 import redis
 
-from classifleet.config import KEY_TABLE
+from classifleet.config import KEY_TABLE, Keys
 from classifleet.producer import ErrorCode, Fleet, Job
 from tests.support.fleet import start_worker
 from tests.support.services import RedisServer
@@ -49,7 +49,9 @@ def test_nothing_is_lost_or_doubled(broker: str, zoo: Path, photos: Path, tmp_pa
             worker.process.signal(signal.SIGKILL)
             worker.process.process.wait()
         lost = fleet.submit_many(refs(photos, 16), models="imagenet")
-        assert client.delete("classify.default.bulk") == 1  # the broker forgets; the ledger does not
+        assert (
+            client.delete(f"{Keys('default').broker}classify.default.bulk") == 1
+        )  # the broker forgets; the ledger does not
         cancelled = fleet.submit_many(refs(photos, 24), models="imagenet", sink=f"file://{sink}")
         assert cancelled.cancel()
         assert cancelled.progress().state == "cancelled"

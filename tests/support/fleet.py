@@ -66,7 +66,8 @@ def start_worker(
 ) -> Iterator[Worker]:
     """Start `classifleet worker` (or another command that starts one) with these settings by name."""
     [port] = free_ports(1)
-    given = {"BROKER_URL": broker_url, "HTTP_PORT": str(port), "LOG_FORMAT": "json", **settings}
+    quick = {"TUNE_SECONDS": "0", "LOG_FORMAT": "json"}
+    given = {"BROKER_URL": broker_url, "HTTP_PORT": str(port), **quick, **settings}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CLASSIFLEET_")}
     environment |= {f"CLASSIFLEET_{name}": value for name, value in given.items()}
     with ManagedProcess(command, log, env=environment) as process:

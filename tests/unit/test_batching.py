@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from classifleet.config import ErrorCode, ImageError
+from classifleet.config import ErrorCode, ImageError, Lane
 from classifleet.worker.batching import Device, ModelSlot, _Waiting, choose, take
+from classifleet.worker.lanes import BULK_EVERY
 from tests.support.waiting import wait_until
 
 
@@ -90,7 +91,7 @@ def test_a_batch_forms_while_the_device_is_busy_up_to_its_bound_interactive_firs
 
     with device(m=model) as running:
         assert asyncio.run(scenario(running)) == [0, 1, 2, 3, 4, 9]
-    assert model.batches == [[0], [9, 1, 2, 3], [4]]
+    assert model.batches == [[0], [9], [1, 2, 3, 4]]
 
 
 def test_only_the_culprit_of_a_failing_batch_fails() -> None:
@@ -202,24 +203,62 @@ def waiting(since: float) -> _Waiting:
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "expected"),
+    ("a", "b", "passed_over", "expected"),
     [
-        (([], []), ([], []), None),
-        (([], [1.0]), ([], [2.0]), "a"),
-        (([], [2.0]), ([], [1.0]), "b"),
-        (([], [1.0]), ([5.0], []), "b"),  # interactive before bulk, however old that is
-        (([3.0], [0.0]), ([2.0], []), "b"),
+        (([], []), ([], []), 0, None),
+        (([], [1.0]), ([], [2.0]), 0, ("a", "bulk")),
+        (([], [2.0]), ([], [1.0]), 0, ("b", "bulk")),
+        (([], [1.0]), ([5.0], []), 0, ("b", "interactive")),  # interactive before bulk, however old that is
+        (([3.0], [0.0]), ([2.0], []), 0, ("b", "interactive")),
+        (([3.0], [1.0]), ([2.0], []), BULK_EVERY - 1, ("a", "bulk")),  # but not for ever
+        (([3.0], []), ([2.0], []), BULK_EVERY - 1, ("b", "interactive")),
     ],
 )
-def test_choose(a: Any, b: Any, expected: str | None) -> None:
+def test_choose(a: Any, b: Any, passed_over: int, expected: tuple[str, str] | None) -> None:
     queues = {
         name: {"interactive": deque(map(waiting, lanes[0])), "bulk": deque(map(waiting, lanes[1]))}
         for name, lanes in (("a", a), ("b", b))
     }
-    assert choose(queues) == expected  # type: ignore[arg-type]
+    assert choose(queues, passed_over) == expected  # type: ignore[arg-type]
 
 
-def test_take_leaves_the_rest_in_order() -> None:
-    queues = {"interactive": deque([waiting(1)]), "bulk": deque([waiting(2), waiting(3), waiting(4)])}
-    assert [w.since for w in take(queues, 3)] == [1, 2, 3]  # type: ignore[arg-type]
-    assert [w.since for w in queues["bulk"]] == [4]
+@pytest.mark.parametrize(
+    ("interactive", "size", "first", "expected"),
+    [
+        (1, 32, "interactive", (1, 7)),  # bulk tops it up to a quarter
+        (12, 32, "interactive", (12, 0)),
+        (40, 32, "interactive", (32, 0)),
+        (1, 3, "interactive", (1, 0)),
+        (1, 32, "bulk", (0, 32)),
+        (1, 50, "bulk", (1, 40)),
+    ],
+)
+def test_take_leaves_the_rest_in_order(interactive: int, size: int, first: Lane, expected: tuple[int, int]) -> None:
+    before: dict[Lane, list[int]] = {"interactive": list(range(interactive)), "bulk": list(range(100, 140))}
+    queues = {lane: deque(map(waiting, values)) for lane, values in before.items()}
+    batch = [w.since for w in take(queues, size, first)]
+    taken = {lane: values[:count] for (lane, values), count in zip(before.items(), expected, strict=True)}
+    assert sorted(batch) == taken["interactive"] + taken["bulk"]
+    assert batch == taken[first] + [since for lane, values in taken.items() if lane != first for since in values]
+    assert {lane: [w.since for w in left] for lane, left in queues.items()} == {
+        lane: values[len(taken[lane]) :] for lane, values in before.items()
+    }
+
+
+def test_a_stream_of_interactive_images_leaves_bulk_a_batch_now_and_then() -> None:
+    model = Recorder()
+    model.gate.clear()
+
+    async def scenario(running: Device) -> None:
+        tasks = [asyncio.create_task(running.infer("m", image(0), "interactive"))]
+        await asyncio.to_thread(model.entered.wait, 10)
+        tasks += [asyncio.create_task(running.infer("m", image(n), "interactive")) for n in range(1, 21)]
+        tasks += [asyncio.create_task(running.infer("m", image(100 + n), "bulk")) for n in range(2)]
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(*tasks)
+
+    with device(max_batch=1, m=model) as running:
+        asyncio.run(scenario(running))
+    order = [batch[0] for batch in model.batches]
+    assert (order.index(100), order.index(101)) == (BULK_EVERY, 2 * BULK_EVERY)

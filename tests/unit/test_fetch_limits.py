@@ -16,7 +16,7 @@ from classifleet.worker.ingest.hosts import (
     HostTable,
 )
 from classifleet.worker.ingest.retry import HostTrouble, TransientError
-from classifleet.worker.ingest.slots import Lanes
+from classifleet.worker.ingest.slots import FetchSlots
 from tests.support.waiting import wait_until_async
 from tests.support.web import metric
 
@@ -39,7 +39,7 @@ async def hold(lanes, release, entered):
 
 def test_a_slow_fetch_gives_its_slot_to_others():
     async def scenario():
-        lanes, release, entered = Lanes(1, 1, slow_after_seconds=0.01), asyncio.Event(), []
+        lanes, release, entered = FetchSlots(1, 1, slow_after_seconds=0.01), asyncio.Event(), []
         tasks = [asyncio.create_task(hold(lanes, release, entered)) for _ in range(3)]
         await wait_until_async(lambda: len(entered) == 2, "the first is slow and the second has its slot")
         assert (lanes.fast_held, lanes.slow_held) == (1, 1)
@@ -54,7 +54,7 @@ def test_a_slow_fetch_gives_its_slot_to_others():
 
 def test_what_is_overdue_moves_as_soon_as_a_slow_slot_is_free():
     async def scenario():
-        lanes, first, rest, entered = Lanes(2, 1, slow_after_seconds=0.01), asyncio.Event(), asyncio.Event(), []
+        lanes, first, rest, entered = FetchSlots(2, 1, slow_after_seconds=0.01), asyncio.Event(), asyncio.Event(), []
         tasks = [asyncio.create_task(hold(lanes, event, entered)) for event in (first, rest, rest)]
         await wait_until_async(lambda: len(entered) == 3, "one has moved and all are in")
         await wait_until_async(lambda: len(lanes._overdue) == 2, "two more are overdue")
@@ -69,7 +69,7 @@ def test_what_is_overdue_moves_as_soon_as_a_slow_slot_is_free():
 
 def test_waiting_before_the_work_makes_nobody_slow_and_cancelling_frees():
     async def scenario():
-        lanes = Lanes(1, 1, slow_after_seconds=0.0)
+        lanes = FetchSlots(1, 1, slow_after_seconds=0.0)
         entered = asyncio.Event()
 
         async def waits():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,14 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classifleet.config import ErrorCode, ImageError, Payload, Record
+from classifleet.config import ErrorCode, ImageError, Lane, LedgerUnavailable, Payload, Record
 from classifleet.config.reference import Reference
 from classifleet.ledger import Begin, Lease
 from classifleet.worker.batching import Device, ModelSlot
 from classifleet.worker.decode import DecodeLimits
 from classifleet.worker.models import ModelDescription
-from classifleet.worker.pipeline import Pipeline
+from classifleet.worker.pipeline import Mark, Pipeline
+from classifleet.worker.waiting import WaitingRoom
 from tests.models_support import description_fields
+from tests.support.waiting import wait_until_async
 
 LABELS = ["dark", "light"]
 
@@ -53,7 +56,16 @@ class Fetch:
         self.images = images
         self.fetched: list[str] = []
 
-    async def fetch(self, reference: Reference, *, job: str, chunk: str, deadline_seconds: float | None) -> bytes:
+    async def fetch(
+        self,
+        reference: Reference,
+        *,
+        job: str,
+        chunk: str,
+        deadline_seconds: float | None,
+        lane: Lane,
+        slow: Callable[[bool], None],
+    ) -> bytes:
         self.fetched.append(reference.text)
         found = self.images[reference.location]
         if isinstance(found, Exception):
@@ -78,7 +90,14 @@ def run() -> Iterator[Callable[..., list[Record]]]:
     pools = ThreadPoolExecutor(2)
 
     def call(
-        images: dict[str, Any], models: dict[str, Any] | None = None, *, asked: tuple[str, ...] = (), **lease: Any
+        images: dict[str, Any],
+        models: dict[str, Any] | None = None,
+        *,
+        asked: tuple[str, ...] = (),
+        mark: Mark | None = None,
+        fetch: Fetch | None = None,
+        room: WaitingRoom | None = None,
+        **lease: Any,
     ) -> list[Record]:
         backends = models or {"brightness@1": Brightness()}
         device = Device()
@@ -94,17 +113,18 @@ def run() -> Iterator[Callable[..., list[Record]]]:
             }
         )
         pipeline = Pipeline(
-            fetcher=Fetch({f"https://h/{name}?secret": data for name, data in images.items()}),
+            fetcher=fetch or Fetch({f"https://h/{name}?secret": data for name, data in images.items()}),
             models={name: describe(name.partition("@")[0]) for name in backends},
             device=device,
             decode_pool=pools,
             limits=DecodeLimits(),
             decoded_in_flight=4,
             worker="w",
+            room=room,
         )
         held = Lease(Begin.RUN, b"", attempt=3, waited_ms=20, models=asked or tuple(backends), **lease)
         try:
-            return asyncio.run(pipeline.classify(payload, held, "bulk"))
+            return asyncio.run(pipeline.classify(payload, held, "bulk", mark))
         finally:
             device.close()
 
@@ -189,3 +209,67 @@ def test_the_deadline_cuts_a_slow_fetch_and_nobody_else(run: Any) -> None:
         "retryable": True,
     }
     assert good["status"] == "ok"
+
+
+def test_answers_stand_in_the_order_of_the_request(run: Any) -> None:
+    class Slow(Brightness):
+        def run(self, batch: Any) -> Any:
+            time.sleep(0.02)  # so that it answers last, whichever the device takes first
+            return super().run(batch)
+
+    asked = ("c@1", "missing@3", "a@1", "b@1")
+    [record] = run({"x": jpeg(9)}, {"a@1": Brightness(), "b@1": Brightness(), "c@1": Slow()}, asked=asked)
+    assert tuple(record["models"]) == asked
+    [failed] = run({"x": jpeg(0)}, {"b@1": Brightness(True), "a@1": Brightness(True)}, asked=("b@1", "a@1"))
+    assert failed["error"]["message"].startswith("b@1")
+
+
+def test_each_image_of_a_suspect_chunk_is_marked_before_it_is_touched(run: Any) -> None:
+    events: list[str] = []
+
+    class Watched(Fetch):
+        async def fetch(self, reference: Reference, **options: Any) -> bytes:
+            events.append(f"fetch {reference.location.removesuffix('?secret')[-1]}")
+            return jpeg(9)
+
+    async def mark(image: str) -> None:
+        events.append(f"mark {image}".strip())
+
+    images = dict.fromkeys("abc", b"")
+    records = run(images, mark=mark, fetch=Watched({}), deaths=3, convicted=frozenset("b"))
+    assert [record["status"] for record in records] == ["ok", "error", "ok"]
+    assert records[1]["error"]["code"] == "poison"
+    assert "3 workers have died" in records[1]["error"]["message"]
+    assert events == ["mark a", "fetch a", "mark c", "fetch c", "mark"]
+    events.clear()
+    assert [record["status"] for record in run(images, mark=mark, fetch=Watched({}), deaths=1)] == ["ok"] * 3
+    assert sorted(events) == ["fetch a", "fetch b", "fetch c"]
+
+
+def test_a_mark_that_cannot_be_made_leaves_the_image_untouched(run: Any) -> None:
+    async def mark(image: str) -> None:
+        raise LedgerUnavailable("gone")
+
+    fetch = Fetch({})
+    with pytest.raises(LedgerUnavailable):
+        run({"a": jpeg(9)}, mark=mark, fetch=fetch, deaths=2)
+    assert fetch.fetched == []
+
+
+def test_a_chunk_waits_aside_for_its_slow_image_and_goes_on_when_that_arrives(run: Any) -> None:
+    seen: list[int] = []
+
+    class OneSlow(Fetch):
+        async def fetch(self, reference: Reference, *, slow: Callable[[bool], None], **options: Any) -> bytes:
+            if "slow" in reference.location:
+                slow(True)
+                await wait_until_async(lambda: room.count("bulk") == 1, "the others to be done")
+                slow(False)
+                seen.append(room.count("bulk"))
+            return jpeg(250)
+
+    room = WaitingRoom(1)
+    records = run({"slow": b"", "a": b"", "b": b""}, fetch=OneSlow({}), room=room)
+    assert [record["status"] for record in records] == ["ok"] * 3
+    assert seen == [0]
+    assert room.count("bulk") == 0

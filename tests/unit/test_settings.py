@@ -116,7 +116,7 @@ def test_file_holds_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ({"POOLS": "nsfw"}, {}, r"pools: 'nsfw' has no value"),
         ({"DEVICE": "tpu"}, {}, r"device: "),
         ({"CONFIG_FILE": "nowhere.toml"}, {}, r"CLASSIFLEET_CONFIG_FILE names nowhere.toml, which is not a file"),
-        ({}, {"chunks": 1}, r"chunks: Extra inputs.*\(chunks from argument\)"),
+        ({}, {"chunks": 1}, r"chunks is not a setting.*\(chunks from argument\)"),
         ({"CHUNK_SIZE": "16"}, {"chunk_size": 0}, r"\(chunk_size from argument\)"),
     ],
 )
@@ -131,7 +131,11 @@ def test_what_is_wrong_is_refused_by_name(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("namespac = 'x'\n", r"namespac: Extra inputs.*\(namespac from .*classifleet.toml\)"),
+        (
+            "namespac = 'x'\n",
+            r"namespac is not a setting; did you mean namespace\? \(namespac from .*classifleet.toml\)",
+        ),
+        ("zzz = 1\n", r"zzz is not a setting \(zzz from"),
         ("namespace = \n", r"settings: classifleet.toml: .*line 1"),
         ("chunk_size = 'many'\n", r"chunk_size: .*\(chunk_size from classifleet.toml\)"),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from classifleet.config import ErrorCode, ImageError, LedgerUnavailable, Settings, SettingsError, parse_reference
-from classifleet.worker.ingest import Fetcher, files
+from classifleet.worker.ingest import Fetcher, files, require_sources
 from classifleet.worker.ingest.retry import BACKOFF_MAX_SECONDS, retry_after_seconds, retry_wait_seconds
 
 IMAGE = b"\xff\xd8 an image"
@@ -58,7 +58,7 @@ def test_a_file_below_a_root_is_read(root):
     (root / "deep" / "er" / "größe.jpg").write_bytes(IMAGE)
     (root / "link.jpg").symlink_to("deep/er/größe.jpg")
     for name in ("a%20b.jpg", "deep/../a%20b.jpg", "deep/er/gr%C3%B6%C3%9Fe.jpg", "link.jpg", "/./a%20b.jpg"):
-        assert fetch(f"file://{root}/{name}", file_roots=["/nonexistent", str(root)]) == IMAGE
+        assert fetch(f"file://{root}/{name}", file_roots=[str(root / "deep" / "er"), str(root)]) == IMAGE
 
 
 def test_a_root_may_be_a_link_itself(root, tmp_path):
@@ -301,11 +301,23 @@ def test_a_bucket_or_prefix_off_the_allow_list(reference):
 @pytest.mark.parametrize(
     "settings",
     [{"source_allow": ["bucket"]}, {"source_allow": ["s3://"]}, {"source_allow": ["s3://a..b/c"]},
-     {"source_allow": ["https://bucket/x"]}, {"http_allow": ["nonsense"]}],
+     {"source_allow": ["https://bucket/x"]}, {"http_allow": ["nonsense"]}, {"http_allow": ["host:0"]},
+     {"http_deny": ["10.0.0.1/8"]}, {"http_deny": ["a b"]}, {"file_roots": ["relative"]},
+     {"file_roots": ["/", "/none/such"]}, {"file_roots": [__file__]}],
 )  # fmt: skip
 def test_bad_settings_are_refused_at_once(settings):
     with pytest.raises(SettingsError, match=next(iter(settings))):
-        Fetcher(Settings.load(**settings), read_blob=lambda *_: None)
+        require_sources(Settings.load(**settings))
+
+
+def test_good_settings_pass(tmp_path):
+    require_sources(Settings())
+    require_sources(
+        Settings(
+            http_allow=["127.0.0.0/8:8000", "*.example:80"], http_deny=["10.0.0.0/8"], source_allow=["s3://bucket/a"],
+            file_roots=[str(tmp_path)],
+        )
+    )  # fmt: skip
 
 
 def test_boto3_is_imported_for_s3_alone():

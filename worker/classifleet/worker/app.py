@@ -11,34 +11,29 @@ from typing import Any
 
 import structlog
 from celery import Task, signals
-from kombu import Queue
 
-from classifleet.config import ClassifleetError, Settings, queue_name
+from classifleet.config import ClassifleetError, Settings
+from classifleet.config.brokers import ledger_queue
 from classifleet.config.celery_app import make_app
 from classifleet.config.payload import TASK_NAME
-from classifleet.worker import stopping
+from classifleet.worker import places, stopping, transport
+from classifleet.worker.exits import EXIT_DEFECT, EXIT_UNUSABLE
 from classifleet.worker.logs import configure
 from classifleet.worker.runtime import Runtime
 
-EXIT_DEFECT = 1
-EXIT_UNUSABLE = 2
-
 settings = Settings.load()
 app = make_app(settings)
-stopping.install(app)
-app.conf.task_queues = [
-    # The default exchange routes by queue name, with any broker.
-    Queue(queue_name(pool, lane), exchange="", routing_key=queue_name(pool, lane))
-    for lane in ("interactive", "bulk")
-    for pool in settings.queues
-]
 runtime = Runtime(settings)
+transport.install(app, settings, runtime.room.count)
+places.install(app, settings, runtime.room)
+stopping.install(app, runtime)
 
 
 @app.task(name=TASK_NAME, bind=True, ignore_result=True)
 def classify(self: Task, /, **message: Any) -> None:
     """Carry out one wake-up call. Acknowledged when it returns; the ledger decides what a redelivery does."""
-    runtime.chunks.run(message, self.request.delivery_info.get("routing_key") or "")
+    queue = ledger_queue(settings, self.request.delivery_info.get("routing_key") or "")
+    runtime.chunks.run(message, queue)
 
 
 @signals.setup_logging.connect(weak=False)

@@ -1,9 +1,9 @@
 """One thread that runs every forward pass of the process, on micro-batches that form while it is busy.
 
-    infer() ─► queue of the model, by lane ─► choose() ─► Backend.run ─► futures
+    infer() ─► queue of the model, by lane ─► choose() a model, take() a batch ─► Backend.run ─► futures
 
 Work-conserving: when the device is idle, whatever is ready runs at once, so a lonely image pays no delay; when it is
-busy a batch forms, so a backlog gives full batches.
+busy a batch forms, so a backlog gives full batches. Interactive images go first (see `lanes`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from classifleet.config import ErrorCode, ImageError, Lane
 from classifleet.worker.instruments import BATCH_SIZE, BATCHES, LAST_BATCH
+from classifleet.worker.lanes import LANES, next_turn
 from classifleet.worker.models import Backend
 
-LANES: Final[tuple[Lane, ...]] = ("interactive", "bulk")  # in order of precedence
+TOP_UP_SHARE: Final = 4
 log = structlog.get_logger(__name__)
 
 Pixels = NDArray[np.uint8]
@@ -77,6 +78,7 @@ class Device:
         self._loads: deque[tuple[str, Callable[[], ModelSlot], Future[None]]] = deque()
         self._ready = threading.Condition()
         self._closed = False
+        self._passed_over = 0  # batches without bulk since bulk waits
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run_forever, name="classifleet-device", daemon=True)
 
@@ -137,14 +139,20 @@ class Device:
         """What to do next: run a batch, else load a model; None when closed and nothing is left."""
         with self._ready:
             while True:
-                if (model := choose(self._queues)) is not None:
-                    batch = take(self._queues[model], self._models[model].max_batch)
-                    return partial(self._run, model, batch)
+                if (chosen := choose(self._queues, self._passed_over)) is not None:
+                    return partial(self._run, *self._take(*chosen))
                 if self._loads:
                     return partial(self._load, *self._loads.popleft())
                 if self._closed:
                     return None
                 self._ready.wait()
+
+    def _take(self, model: str, first: Lane) -> tuple[str, list[_Waiting]]:
+        bulk = sum(len(queues["bulk"]) for queues in self._queues.values())
+        batch = take(self._queues[model], self._models[model].max_batch, first)
+        served = sum(len(queues["bulk"]) for queues in self._queues.values()) < bulk
+        self._passed_over = self._passed_over + 1 if bulk and not served else 0
+        return model, batch
 
     def _load(self, model: str, make: Callable[[], ModelSlot], done: Future[None]) -> None:
         try:
@@ -192,19 +200,29 @@ class Device:
         return self._scores(model, pixels[:half]) + self._scores(model, pixels[half:])
 
 
-def choose(queues: Mapping[str, Queues]) -> str | None:
-    """The model to run next: interactive before bulk, then whose first image has waited longest."""
-    for lane in LANES:
-        waiting = [(lanes[lane][0].since, model) for model, lanes in queues.items() if lanes[lane]]
-        if waiting:
-            return min(waiting)[1]
-    return None
+def choose(queues: Mapping[str, Queues], passed_over: int = 0) -> tuple[str, Lane] | None:
+    """The model to run next, and the lane whose turn it is: of its models, whose first image has waited longest.
+
+    Args:
+        queues: By model.
+        passed_over: Batches without bulk since bulk waits.
+    """
+    waits = {lane: any(lanes[lane] for lanes in queues.values()) for lane in LANES}
+    lane = next_turn(waits["interactive"], waits["bulk"], passed_over)
+    if lane is None:
+        return None
+    return min((lanes[lane][0].since, model) for model, lanes in queues.items() if lanes[lane])[1], lane
 
 
-def take(queues: Queues, size: int) -> list[_Waiting]:
-    """Up to `size` images of one model, interactive first, each lane in order of arrival."""
+def take(queues: Queues, size: int, first: Lane) -> list[_Waiting]:
+    """Up to `size` images of one model, the lane whose turn it is first, each in order of arrival.
+
+    Interactive images are joined by bulk up to a quarter of `size` only: a full batch is what they would wait for.
+    """
+    if first == "interactive":
+        size = min(size, max(len(queues["interactive"]), size // TOP_UP_SHARE))
     batch: list[_Waiting] = []
-    for lane in LANES:
+    for lane in sorted(LANES, key=lambda lane: lane != first):
         while queues[lane] and len(batch) < size:
             batch.append(queues[lane].popleft())
     return batch

@@ -58,7 +58,7 @@ def check_models(settings: Settings) -> Iterator[Finding]:
 def check_device(settings: Settings) -> Iterator[Finding]:
     """Is the device there?"""
     from classifleet.worker.cores import usable_cores
-    from classifleet.worker.runtime import device_name
+    from classifleet.worker.loading import device_name
 
     try:
         device = device_name(settings.device)

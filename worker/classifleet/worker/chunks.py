@@ -1,18 +1,23 @@
 """One chunk from its wake-up call to its commit: what the Celery task does.
 
-begin ─► (nothing to do: ack) | pipeline ─► sink part ─► commit, first wins ─► ack
+begin ─► (nothing to do: ack) | gate ─► pipeline ─► commit (see `commits.py`) ─► ack
+whatever stands in the way ─► handed back to the queue, and no death counted
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
 
-import stamina
 import structlog
+from celery.exceptions import Reject
 from pydantic import ValidationError
 
 from classifleet.config import (
@@ -22,29 +27,44 @@ from classifleet.config import (
     LedgerUnavailable,
     Payload,
     Record,
+    Settings,
     StorageError,
     StorageUnavailable,
 )
 from classifleet.config.payload import MESSAGE_VERSION, explain
-from classifleet.ledger import Begin, Call, Commit, Lease, Ledger, SyncRunner
-from classifleet.worker.instruments import (
-    CHUNKS,
-    CLASSIFICATIONS,
-    DUPLICATES,
-    IMAGES,
-    INFLIGHT,
-    QUEUE_WAIT,
-    STAGE_DURATION,
-)
+from classifleet.ledger import Begin, Lease, Ledger, SyncRunner
+from classifleet.worker.commits import Committer
+from classifleet.worker.gate import Gate, GateClosed
+from classifleet.worker.inflight import InFlight
+from classifleet.worker.instruments import CHUNKS, HANDED_BACK, INFLIGHT, QUEUE_WAIT
 from classifleet.worker.leases import LeaseKeeper
-from classifleet.worker.pipeline import Pipeline
-from classifleet.worker.records import Finished, failed_records, finish
-from classifleet.worker.sink import Sinks, part_name
+from classifleet.worker.outages import Interrupted, patiently
+from classifleet.worker.pipeline import SUSPECT_DEATHS, Pipeline
+from classifleet.worker.records import failed_records
+from classifleet.worker.sink import Sinks
 
 log = structlog.get_logger(__name__)
-COMMIT_ATTEMPTS = 20
-COMMIT_SECONDS = 120.0
-T = TypeVar("T")
+GIVE_UP_ATTEMPTS: Final = 5
+"""A chunk that fails as a whole in so late an attempt is answered with `internal`, rather than tried for ever."""
+REFUSE_SECONDS: Final = 2.0  # that a refused wake-up call waits for the consumer to stop, or it would come right back
+
+
+class LeaseLost(Exception):
+    """Another worker has the chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A chunk that was granted to this process."""
+
+    payload: Payload
+    lease: Lease
+    queue: str
+    lane: Lane
+
+    @property
+    def held(self) -> tuple[str, str, int]:
+        return self.lease.job, self.lease.chunk, self.lease.attempt
 
 
 class ChunkRunner:
@@ -53,141 +73,218 @@ class ChunkRunner:
     def __init__(
         self,
         *,
+        settings: Settings,
         ledger: Ledger,
         runner: SyncRunner,
         owner: str,
-        lease_seconds: float,
         leases: LeaseKeeper,
         latest: Mapping[str, str],
         pipeline: Pipeline,
         loop: asyncio.AbstractEventLoop,
         sinks: Sinks,
+        committer: Committer,
+        interrupt: threading.Event,
     ) -> None:
         self._ledger = ledger
         self._runner = runner
         self._owner = owner
-        self._lease_ms = int(lease_seconds * 1000)
+        self._lease_ms = int(settings.lease_seconds * 1000)
+        self._chunk_seconds = settings.chunk_timeout_seconds
+        self._keep_seconds = settings.keep_results_seconds
         self._leases = leases
         self._latest = latest
         self._pipeline = pipeline
         self._loop = loop
         self._sinks = sinks
+        self._committer = committer
+        self._interrupt = interrupt
+        self._gate = Gate()
+        self._refusing = threading.Event()
+        self._stopped = threading.Event()
+        self._running: set[Future[list[Record]]] = set()
+        self.in_flight = InFlight()
+
+    def refuse(self) -> None:
+        """Begin nothing more: wake-up calls go back to the broker."""
+        self._refusing.set()
+
+    def reserving_stopped(self) -> None:
+        """No more wake-up calls come: what was refused may go back."""
+        self._stopped.set()
+
+    def abort(self) -> None:
+        """Hand back what is at work; commits that are on their way still end."""
+        self.refuse()
+        self._stopped.set()
+        self._interrupt.set()
+        self._gate.close()
+        for future in list(self._running):
+            future.cancel()
 
     def run(self, message: Mapping[str, Any], queue: str) -> None:
         """Carry out one wake-up call. Returns when the chunk is committed, or is not ours to do.
 
         Raises:
-            LedgerUnavailable: Redis is away; the lease runs out and the chunk is given out again.
+            Reject: The process is ending, or Redis is away: the message goes back to the broker.
         """
         if not _is_message(message):
             log.error("not a message of ours", queue=queue, fields=sorted(map(str, message))[:8])
             CHUNKS.labels("garbage").inc()
             return
-        job, chunk = message["job"], message["chunk"]
-        lease = self._runner.run(
-            self._ledger.begin(job, chunk, self._owner, lease_ms=self._lease_ms, latest=self._latest)
-        )
+        if self._refusing.is_set():
+            self._stopped.wait(REFUSE_SECONDS)
+            raise Reject("the worker is ending", requeue=True)
+        with self.in_flight.one():
+            self._run(message, queue)
+
+    def _run(self, message: Mapping[str, Any], queue: str) -> None:
+        try:
+            lease = self._begin(message["job"], message["chunk"], queue)
+        except (LedgerUnavailable, Interrupted) as error:
+            raise Reject(str(error), requeue=True) from error
         CHUNKS.labels(lease.outcome.value.lower()).inc()
         if lease.outcome not in (Begin.RUN, Begin.EXPIRED):
-            log.debug("nothing to do", job=job, chunk=chunk, because=lease.outcome.value)
+            log.debug("nothing to do", job=message["job"], chunk=message["chunk"], because=lease.outcome.value)
             return
-        held = (job, chunk, lease.attempt)
-        self._leases.add(held)
-        try:
-            self._work(job, chunk, lease, queue)
-        finally:
-            self._leases.remove(held)
-
-    def _work(self, job: str, chunk: str, lease: Lease, queue: str) -> None:
-        began = time.monotonic()
-        QUEUE_WAIT.labels(queue).observe(lease.waited_ms / 1000)
         try:
             payload = Payload.model_validate_json(lease.payload)
         except ValidationError as error:
-            # Written by a newer classifleet: the lease runs out and a capable worker gets it.
-            log.error("payload not understood", job=job, chunk=chunk, error=explain(error))
-            CHUNKS.labels("not_understood").inc()
+            self._park(lease, explain(error))
             return
+        work = _Work(payload, lease, queue, _lane(queue))
+        self._leases.add(work.held)
         INFLIGHT.inc(len(payload.items))
         try:
-            outcome = self._commit(payload, lease, self._records(payload, lease, _lane(queue)), queue)
-        except (StorageError, StorageUnavailable) as error:
-            log.error("sink failed; chunk handed back", job=job, chunk=chunk, error=str(error))
-            self._runner.run(self._ledger.hand_back(self._owner, [(job, chunk, lease.attempt)]))
-            return
+            self._work(work)
         finally:
             INFLIGHT.dec(len(payload.items))
-        log.info(
-            "chunk", job=job, chunk=chunk, images=len(payload.items), attempt=lease.attempt,
-            outcome=outcome.value.lower(), seconds=round(time.monotonic() - began, 3),
-        )  # fmt: skip
+            self._leases.remove(work.held)
 
-    def _records(self, payload: Payload, lease: Lease, lane: Lane) -> list[Record]:
-        if lease.outcome is Begin.EXPIRED:
-            late = ImageError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed while the image was queued")
-            return failed_records(payload, late, attempt=lease.attempt, worker=self._owner)
-        if payload.sink:
-            try:
-                self._sinks.require_allowed(payload.sink)
-            except ImageError as error:
-                return failed_records(payload, error, attempt=lease.attempt, worker=self._owner)
-        future = asyncio.run_coroutine_threadsafe(self._pipeline.classify(payload, lease, lane), self._loop)
-        return future.result()
-
-    def _commit(self, payload: Payload, lease: Lease, records: list[Record], queue: str) -> Commit:
-        if len(records) != len(payload.items):
-            raise RuntimeError(f"{len(records)} records for {len(payload.items)} images")
-        finished = finish(records)
-        part = self._write_part(payload, lease, finished)
-        start = time.monotonic()
-        call = self._ledger.commit(
-            payload.job,
-            payload.chunk,
-            lease.attempt,
-            finished.tally,
-            part=part,
-            records=() if part else finished.records,
+    def _begin(self, job: str, chunk: str, queue: str) -> Lease:
+        ask = partial(
+            self._ledger.begin,
+            job,
+            chunk,
+            self._owner,
+            lease_ms=self._lease_ms,
+            latest=self._latest,
+            queue=queue,
+            grant=uuid.uuid4().hex,
         )
-        outcome, _ = self._patiently(call)
-        STAGE_DURATION.labels("commit").observe(time.monotonic() - start)
-        if outcome is Commit.COMMITTED:
-            _count(records, queue)
-        elif part and outcome is not Commit.REPEATED and payload.sink:
-            DUPLICATES.inc()
-            self._sinks.delete_part(payload.sink, payload.job, part)
-        return outcome
-
-    def _write_part(self, payload: Payload, lease: Lease, finished: Finished) -> str:
-        """The part's name; empty when the records go to Redis (no sink, or one that is not allowed)."""
-        if not payload.sink:
-            return ""
         try:
-            self._sinks.require_allowed(payload.sink)
-        except ImageError:
-            return ""
-        start = time.monotonic()
-        name = part_name(payload.chunk, lease.attempt)
-        self._sinks.write_part(payload.sink, payload.job, name, (record for _, record in finished.records))
-        STAGE_DURATION.labels("sink").observe(time.monotonic() - start)
-        return name
+            return self._runner.run(ask())
+        except LedgerUnavailable:  # it may have been granted, and the answer lost
+            return patiently(
+                lambda: self._runner.run(ask(again=True)),
+                on=LedgerUnavailable,
+                seconds=self._keep_seconds,
+                interrupt=self._interrupt,
+            )
 
-    def _patiently(self, call: Call[T]) -> T:
-        """Finished work is worth waiting for: the lease is renewed meanwhile, or another worker's commit wins."""
-        for attempt in stamina.retry_context(on=LedgerUnavailable, attempts=COMMIT_ATTEMPTS, timeout=COMMIT_SECONDS):
-            with attempt:
-                return self._runner.run(call)
-        raise AssertionError("unreachable: retry_context raises")
+    def _park(self, lease: Lease, why: str) -> None:
+        """Written by a newer classifleet: it waits for a worker that understands it."""
+        log.warning("payload not understood; parked", job=lease.job, chunk=lease.chunk, error=why)
+        CHUNKS.labels("not_understood").inc()
+        try:
+            self._runner.run(self._ledger.park(lease.job, lease.chunk, self._owner, lease.attempt))
+        except LedgerUnavailable:
+            self._leases.give_back((lease.job, lease.chunk, lease.attempt))
 
+    def _work(self, work: _Work) -> None:
+        began = time.monotonic()
+        QUEUE_WAIT.labels(work.queue).observe(work.lease.waited_ms / 1000)
+        try:
+            records = self._records(work)
+            outcome = self._committer.commit(work.payload, work.lease, records, work.queue, work.lane)
+        except (Interrupted, CancelledError, GateClosed) as error:
+            self._hand_back(work, "drain" if self._interrupt.is_set() else "gate", error)
+            if self._interrupt.is_set():
+                raise Reject("the worker is ending", requeue=True) from error
+        except (StorageError, StorageUnavailable) as error:
+            self._hand_back(work, "sink", error)
+        except LedgerUnavailable as error:
+            self._hand_back(work, "ledger", error)
+        except LeaseLost:
+            log.warning("lease lost; the chunk is left to its new holder", job=work.lease.job, chunk=work.lease.chunk)
+        except Exception as error:  # the last line of defence between one chunk and its neighbours
+            log.exception("chunk failed", job=work.lease.job, chunk=work.lease.chunk, attempt=work.lease.attempt)
+            self._give_up(work, "timeout" if isinstance(error, TimeoutError) else "defect", error)
+        else:
+            log.info(
+                "chunk", job=work.lease.job, chunk=work.lease.chunk, images=len(records), attempt=work.lease.attempt,
+                outcome=outcome.value.lower(), seconds=round(time.monotonic() - began, 3),
+            )  # fmt: skip
 
-def _count(records: Sequence[Record], queue: str) -> None:
-    outcomes = Counter(r["error"]["code"] if "error" in r else r["status"] for r in records)
-    for outcome, count in outcomes.items():
-        IMAGES.labels(queue, outcome).inc(count)
-    answers = Counter(
-        (name, a["error"]["code"] if "error" in a else "ok") for r in records for name, a in r["models"].items()
-    )
-    for (name, outcome), count in answers.items():
-        CLASSIFICATIONS.labels(name, outcome).inc(count)
+    def _hand_back(self, work: _Work, reason: str, error: BaseException) -> None:
+        job, chunk, attempt = work.held
+        log.warning("handed back", job=job, chunk=chunk, attempt=attempt, because=reason, error=str(error))
+        HANDED_BACK.labels(reason).inc()
+        self._leases.give_back(work.held)
+
+    def _give_up(self, work: _Work, reason: str, error: Exception) -> None:
+        """Hand a chunk back that failed as a whole, or answer it at last."""
+        if work.lease.attempt < GIVE_UP_ATTEMPTS:
+            self._hand_back(work, reason, error)
+            return
+        what = ImageError(ErrorCode.INTERNAL, f"its chunk failed {work.lease.attempt} times: {type(error).__name__}")
+        try:
+            self._committer.commit(work.payload, work.lease, self._failed(work, what), work.queue, work.lane)
+        except Exception as second:
+            log.exception("chunk not answered", job=work.lease.job, chunk=work.lease.chunk)
+            self._hand_back(work, reason, second)
+
+    def _records(self, work: _Work) -> list[Record]:
+        if work.lease.outcome is Begin.EXPIRED:
+            late = ImageError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed while the image was queued")
+            return self._failed(work, late)
+        if work.payload.sink:
+            try:
+                self._sinks.require_allowed(work.payload.sink)
+            except ImageError as error:
+                return self._failed(work, error)
+        suspect = work.lease.deaths >= SUSPECT_DEATHS
+        gate = self._gate.alone if suspect else partial(self._gate.shared, work.lane)
+        with gate(timeout=self._chunk_seconds):
+            return self._classify(work, suspect)
+
+    def _failed(self, work: _Work, error: ImageError) -> list[Record]:
+        return failed_records(work.payload, error, attempt=work.lease.attempt, worker=self._owner)
+
+    def _classify(self, work: _Work, suspect: bool) -> list[Record]:
+        async def mark(image: str) -> None:
+            await asyncio.get_running_loop().run_in_executor(None, self._mark, work, image)
+
+        if suspect:
+            log.warning("suspect chunk, alone", job=work.lease.job, chunk=work.lease.chunk, deaths=work.lease.deaths)
+        future = asyncio.run_coroutine_threadsafe(
+            self._pipeline.classify(work.payload, work.lease, work.lane, mark=mark if suspect else None), self._loop
+        )
+        self._running.add(future)
+        try:
+            if self._interrupt.is_set():  # `abort` may have looked before the future was there
+                future.cancel()
+            return future.result(self._chunk_seconds)
+        finally:
+            self._running.discard(future)
+            future.cancel()
+
+    def _mark(self, work: _Work, image: str) -> None:
+        """Say which image is touched next, and let others pass before it is."""
+        if self._gate.interactive_waits():
+            self._tell(work, "")
+            self._gate.let_pass(self._chunk_seconds)
+        self._tell(work, image)
+
+    def _tell(self, work: _Work, image: str) -> None:
+        job, chunk, attempt = work.held
+        still = patiently(
+            lambda: self._runner.run(self._ledger.mark(job, chunk, self._owner, attempt, image)),
+            on=LedgerUnavailable,
+            seconds=self._keep_seconds,
+            interrupt=self._interrupt,
+        )
+        if not still:
+            raise LeaseLost
 
 
 def _is_message(message: Mapping[str, Any]) -> bool:

@@ -30,7 +30,10 @@ def worker(
 ) -> None:
     """Serve queues: load the models, then classify until SIGTERM or Ctrl-C.
 
-    Every other setting comes from the environment or a file: `classifleet config show` lists them.
+    Every other setting comes from the environment or a file: `classifleet config show` lists them. The first signal
+    lets it finish what is at work, the second has it hand that back.
+
+    Exit codes: 0 it was told to end, 1 a defect, 2 it cannot start, 3 too much memory.
 
     **Examples**
 
@@ -50,7 +53,7 @@ def worker(
     for name, value in given.items():
         if value is not None:
             os.environ[ENV_PREFIX + name] = value
-    settings = Settings.load()
+    Settings.load()  # what is wrong with them is said before anything is imported
     if importlib.util.find_spec("torch") is None:
         raise MissingExtra("worker", "a worker")
     try:
@@ -66,7 +69,6 @@ def worker(
     # Not through Celery's command line, which takes APP, BROKER_URL, LOADER and more from the environment.
     process = app.Worker(
         pool="threads",
-        concurrency=settings.chunks_in_flight,
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=True,

@@ -54,14 +54,38 @@ LAST_BATCH: Final = Gauge(
     "classifleet_last_batch_timestamp_seconds", "When the last forward pass ended, as Unix time.", registry=REGISTRY
 )
 INFLIGHT: Final = Gauge("classifleet_inflight_images", "Images of chunks that are at work.", registry=REGISTRY)
+WAITING_CHUNKS: Final = Gauge(
+    "classifleet_waiting_chunks",
+    "Chunks of which nothing is left but slow fetches; they are not counted among `chunks_in_flight`.",
+    ["lane"],
+    registry=REGISTRY,
+)
 CHUNKS: Final = Counter(
     "classifleet_chunks_total",
-    "Wake-up calls by what the ledger said: `run`, `expired`, or why there was nothing to do.",
+    "Wake-up calls by what the ledger said: `run`, `expired`, or why there was nothing to do; `garbage` for others.",
     ["outcome"],
     registry=REGISTRY,
 )
 DUPLICATES: Final = Counter(
     "classifleet_duplicates_total", "Commits that lost because another attempt had won.", registry=REGISTRY
+)
+DEAD_LETTERS: Final = Counter(
+    "classifleet_dead_letters_total",
+    "Images that were kept as dead letters, by error code.",
+    ["code"],
+    registry=REGISTRY,
+)
+HANDED_BACK: Final = Counter(
+    "classifleet_handed_back_total",
+    "Chunks that went back to the queue unfinished, by why: `drain`, `timeout`, `sink`, `ledger`, `gate`, `defect`.",
+    ["reason"],
+    registry=REGISTRY,
+)
+DEPENDENCY_UP: Final = Gauge(
+    "classifleet_dependency_up",
+    "0 while a thing that the worker needs (`broker`, `ledger`, `sink`) is away.",
+    ["dependency"],
+    registry=REGISTRY,
 )
 REDELIVERIES: Final = Counter(
     "classifleet_redeliveries_total",
@@ -113,4 +137,34 @@ FETCH_REFUSALS: Final = Counter(
     "classifleet_fetch_circuit_refusals_total",
     "Fetches refused because their host's circuit was open.",
     registry=REGISTRY,
+)
+OUTSTANDING_IMAGES: Final = Gauge(
+    "classifleet_outstanding_images",
+    "Exporter: accepted images without a record (`queued`, `leased`, or `parked`: not understood by any worker yet).",
+    ["queue", "state"],
+    registry=REGISTRY,
+)
+OUTSTANDING_CHUNKS: Final = Gauge(
+    "classifleet_outstanding_chunks",
+    "Exporter: chunks of the outstanding images.",
+    ["queue", "state"],
+    registry=REGISTRY,
+)
+QUEUE_OLDEST: Final = Gauge(
+    "classifleet_queue_oldest_age_seconds", "Exporter: age of the oldest queued chunk.", ["queue"], registry=REGISTRY
+)
+QUEUE_RATE: Final = Gauge(
+    "classifleet_queue_images_per_second",
+    "Exporter: images `accepted` and `done`, over the last minute.",
+    ["queue", "what"],
+    registry=REGISTRY,
+)
+QUEUE_DRAIN: Final = Gauge(
+    "classifleet_queue_drain_seconds",
+    "Exporter: how long the outstanding images take at the last minute's rate; infinite if nothing is done.",
+    ["queue"],
+    registry=REGISTRY,
+)
+DEAD_LETTERS_KEPT: Final = Gauge(
+    "classifleet_dead_letters_kept", "Exporter: dead letters that can be looked at and tried again.", registry=REGISTRY
 )

@@ -1,4 +1,4 @@
-"""The leases that this process holds, renewed on one thread while their chunks are at work."""
+"""The leases that this process holds: renewed on one thread while their chunks are at work, and handed back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Held = tuple[str, str, int]
 
 
 class LeaseKeeper:
-    """Renews leases three times per lease. A lease that was lost is only reported: the commit decides who wins."""
+    """Renews leases three times per lease. A lease that was lost is only reported: the commit decides who wins.
+
+    What cannot be handed back since Redis is away is tried again at each renewal, so that no death is counted for it.
+    """
 
     def __init__(self, ledger: Ledger, runner: SyncRunner, owner: str, lease_seconds: float) -> None:
         self._ledger = ledger
@@ -23,6 +26,7 @@ class LeaseKeeper:
         self._owner = owner
         self._lease_ms = int(lease_seconds * 1000)
         self._held: set[Held] = set()
+        self._unwanted: set[Held] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="classifleet-leases", daemon=True)
@@ -41,6 +45,24 @@ class LeaseKeeper:
         with self._lock:
             self._held.discard(lease)
 
+    def give_back(self, lease: Held) -> None:
+        """Hand the chunk back to its queue, unfinished; later, if Redis is away."""
+        with self._lock:
+            self._held.discard(lease)
+            self._unwanted.add(lease)
+        self._hand_back()
+
+    def give_all_back(self) -> None:
+        """Hand back whatever is held."""
+        with self._lock:
+            self._unwanted |= self._held
+            self._held.clear()
+        self._hand_back()
+
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """End the thread."""
         self._closed.set()
@@ -48,16 +70,34 @@ class LeaseKeeper:
 
     def _keep(self) -> None:
         while not self._closed.wait(self._lease_ms / 1000 / RENEWALS_PER_LEASE):
-            with self._lock:
-                held = sorted(self._held)
-            if held:
-                self._renew(held)
+            try:
+                self._hand_back()
+                self._renew()
+            except Exception:  # the thread must live: without renewals every chunk would be done twice
+                log.exception("leases not renewed")
 
-    def _renew(self, held: list[Held]) -> None:
+    def _hand_back(self) -> None:
+        with self._lock:
+            unwanted = sorted(self._unwanted)
+        if not unwanted:
+            return
+        try:
+            self._runner.run(self._ledger.hand_back(self._owner, unwanted))
+        except LedgerUnavailable as error:
+            log.debug("chunks not handed back", chunks=len(unwanted), error=str(error))
+            return
+        with self._lock:
+            self._unwanted.difference_update(unwanted)
+
+    def _renew(self) -> None:
+        with self._lock:
+            held = sorted(self._held)
+        if not held:
+            return
         try:
             kept = self._runner.run(self._ledger.renew(self._owner, held, lease_ms=self._lease_ms))
         except LedgerUnavailable as error:
-            log.warning("leases not renewed", chunks=len(held), error=str(error))
+            log.debug("leases not renewed", chunks=len(held), error=str(error))
             return
         for lease, still in zip(held, kept, strict=True):
             with self._lock:

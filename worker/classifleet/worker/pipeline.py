@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,22 +35,57 @@ from classifleet.worker.batching import Device, Inference, Pixels
 from classifleet.worker.decode import DecodeLimits, prepare
 from classifleet.worker.ingest import image_memory
 from classifleet.worker.instruments import STAGE_DURATION
+from classifleet.worker.lanes import LaneExecutor, LaneSlots
 from classifleet.worker.models import ModelDescription
 from classifleet.worker.records import make_record
 from classifleet.worker.sandbox import Sandbox
 from classifleet.worker.sandbox_child import Prepare
+from classifleet.worker.stages import bounded
+from classifleet.worker.waiting import WaitingChunk, WaitingImage, WaitingRoom
 
 log = structlog.get_logger(__name__)
 MS_PER_S: Final = 1000
 SUSPECT_DEATHS: Final = 2
 """A chunk whose workers died so often is done image by image, and decoded in a sandbox unless that is turned off."""
+PREDICTION_BYTES: Final = 256  # of a class in a finished record, in memory
+
+Mark = Callable[[str], Awaitable[None]]
 
 
 class Fetch(Protocol):
     """Where image bytes come from; see `ingest.Fetcher`."""
 
-    async def fetch(self, reference: Reference, *, job: str, chunk: str, deadline_seconds: float | None) -> bytes:
-        """The image's bytes, or an `ImageError`."""
+    async def fetch(
+        self,
+        reference: Reference,
+        *,
+        job: str,
+        chunk: str,
+        deadline_seconds: float | None,
+        lane: Lane,
+        slow: Callable[[bool], None],
+    ) -> bytes:
+        """The image's bytes, or an `ImageError`; `slow` hears whether a stranger keeps us waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A chunk at work, on a monotonic clock in seconds."""
+
+    payload: Payload
+    lease: Lease
+    lane: Lane
+    began: float
+
+    @property
+    def suspect(self) -> bool:
+        return self.lease.deaths >= SUSPECT_DEATHS
+
+    def seconds_left(self) -> float | None:
+        """Until the deadline; None if there is none."""
+        if self.lease.left_ms is None:
+            return None
+        return max(0.0, self.lease.left_ms / MS_PER_S - (time.monotonic() - self.began))
 
 
 @dataclass(slots=True)
@@ -58,6 +93,7 @@ class _Image:
     """One image on its way through the stages."""
 
     item: Item
+    waits: WaitingImage
     timings: Timings = field(default_factory=Timings)
     info: ImageInfo | None = None
     answers: dict[str, ModelAnswer] = field(default_factory=dict)
@@ -65,7 +101,21 @@ class _Image:
 
 
 class Pipeline:
-    """Classifies chunks. A semaphore bounds decoded images, the fetcher fetches, the device forward passes."""
+    """Classifies chunks. Slots bound decoded images, the fetcher fetches, the device forward passes.
+
+    Args:
+        fetcher: Where image bytes come from.
+        models: By name with version.
+        device: Runs them.
+        decode_pool: Threads that decode.
+        limits: On what is decoded.
+        decoded_in_flight: Decoded images that wait for the device, at most.
+        worker: Its name in records.
+        isolation: When the sandbox decodes.
+        sandbox: Required unless isolation is `never`.
+        room: Where chunks go that have nothing to do but wait for strangers; None for nowhere.
+        decode_seconds: Of one image, at most, its wait for a thread included.
+    """
 
     def __init__(
         self,
@@ -79,83 +129,129 @@ class Pipeline:
         worker: str,
         isolation: Literal["never", "suspect", "always"] = "never",
         sandbox: Sandbox | None = None,
+        room: WaitingRoom | None = None,
+        decode_seconds: float = 120.0,
     ) -> None:
         self._fetcher = fetcher
         self._models = models
         self._device = device
-        self._decode_pool = decode_pool
+        self._decode_pool = LaneExecutor(decode_pool)
         self._limits = limits
-        self._decoded = asyncio.Semaphore(decoded_in_flight)
+        self._decoded = LaneSlots(decoded_in_flight)
         self._worker = worker
         if sandbox is None and isolation != "never":
             raise ValueError(f"decode_isolation {isolation} needs a sandbox")
         self._isolation = isolation
         self._sandbox = sandbox
+        self._room = room or WaitingRoom(0)
+        self._decode_seconds = decode_seconds
 
-    async def classify(self, payload: Payload, lease: Lease, lane: Lane) -> list[Record]:
-        """One record for each of the chunk's images, in their order."""
-        began = time.monotonic()
-        images = [_Image(item) for item in payload.items]
-        if lease.deaths >= SUSPECT_DEATHS:
-            for image in images:
-                await self._one(image, payload, lease, lane, began)
-        else:
-            async with asyncio.TaskGroup() as group:
-                for image in images:
-                    group.create_task(self._one(image, payload, lease, lane, began))
-        return [_record(image, payload, lease, began, self._worker) for image in images]
+    async def classify(self, payload: Payload, lease: Lease, lane: Lane, mark: Mark | None = None) -> list[Record]:
+        """One record for each of the chunk's images, in their order.
 
-    async def _one(self, image: _Image, payload: Payload, lease: Lease, lane: Lane, began: float) -> None:
+        Args:
+            payload: The chunk.
+            lease: Under which it is done.
+            lane: That it came by.
+            mark: Of a suspect chunk, awaited with the id of each image before that is touched, and with an empty one
+                when none is touched any more.
+
+        Raises:
+            Exception: What `mark` raises; the chunk is left as it is.
+        """
+        chunk = _Chunk(payload, lease, lane, time.monotonic())
+        waits = WaitingChunk(self._room, lane, len(payload.items), self._held_bytes(payload, lease))
+        images = [_Image(item, waits.image()) for item in payload.items]
         try:
-            async with asyncio.timeout(_seconds_left(lease, began)):
-                await self._stages(image, payload, lease, lane, began)
+            if chunk.suspect:
+                await self._one_by_one(images, chunk, mark)
+            else:
+                async with asyncio.TaskGroup() as group:
+                    for image in images:
+                        group.create_task(self._one(image, chunk))
+        finally:
+            waits.close()
+        return [_record(image, chunk, self._worker) for image in images]
+
+    async def _one_by_one(self, images: list[_Image], chunk: _Chunk, mark: Mark | None) -> None:
+        """Alone, so that a death convicts the marked image and no other."""
+        for image in images:
+            if image.item.id in chunk.lease.convicted:
+                image.error = _poison(chunk.lease)
+                continue
+            if mark is not None:
+                await mark(image.item.id)
+            await self._one(image, chunk)
+        if mark is not None:
+            await mark("")
+
+    def _held_bytes(self, payload: Payload, lease: Lease) -> int:
+        """What a chunk holds when all but its slow images are done, about."""
+        options = payload.options
+        labels = [len(self._models[name].labels) for name in lease.models if name in self._models]
+        classes = sum(labels if options.scores == "all" else (min(options.top_k, count) for count in labels))
+        return 2 * len(lease.payload) + len(payload.items) * classes * PREDICTION_BYTES
+
+    async def _one(self, image: _Image, chunk: _Chunk) -> None:
+        try:
+            async with asyncio.timeout(chunk.seconds_left()):
+                await self._stages(image, chunk)
         except TimeoutError:
             image.error = ImageError(ErrorCode.DEADLINE_EXCEEDED)
         except ImageError as error:
             image.error = error
         except Exception as error:  # the last line of defence between one image and its neighbours
-            log.exception("image failed", job=payload.job, chunk=payload.chunk, id=image.item.id)
+            log.exception("image failed", job=chunk.payload.job, chunk=chunk.payload.chunk, id=image.item.id)
             image.error = ImageError(ErrorCode.INTERNAL, f"{type(error).__name__}; see the worker's log")
+        finally:
+            image.waits.done()
 
-    async def _stages(self, image: _Image, payload: Payload, lease: Lease, lane: Lane, began: float) -> None:
-        known = [name for name in lease.models if name in self._models]
-        for name in lease.models:
-            if name not in self._models:
-                image.answers[name] = failed_answer(
-                    ImageError(ErrorCode.MODEL_NOT_FOUND, f"this worker has no model {name!r}")
-                )
-        if not known:
-            raise ImageError(ErrorCode.MODEL_NOT_FOUND, f"this worker has none of {', '.join(lease.models)}")
+    async def _stages(self, image: _Image, chunk: _Chunk) -> None:
+        models = self._known(image, chunk.lease)
         reference = parse_reference(image.item.ref)
         with image_memory() as memory:  # what arrives counts against the fetcher's memory until it is decoded
             start = time.monotonic()
             data = await self._fetcher.fetch(
-                reference, job=payload.job, chunk=payload.chunk, deadline_seconds=_seconds_left(lease, began)
+                reference,
+                job=chunk.payload.job,
+                chunk=chunk.payload.chunk,
+                deadline_seconds=chunk.seconds_left(),
+                lane=chunk.lane,
+                slow=image.waits,
             )
             image.timings["fetch"] = _observe("fetch", start)
-            async with self._decoded:
+            async with self._decoded.held(chunk.lane):
                 start = time.monotonic()
-                specs = {self._models[name].preprocess.digest: self._models[name].preprocess for name in known}
-                image.info, pixels = await asyncio.get_running_loop().run_in_executor(
-                    self._decode_pool, self._prepare(lease), data, specs, self._limits
-                )
+                specs = {model.preprocess.digest: model.preprocess for model in models.values()}
+                async with bounded("decode", self._decode_seconds):
+                    image.info, pixels = await self._decode_pool.run(
+                        chunk.lane, self._prepare(chunk), data, specs, self._limits
+                    )
                 image.timings["decode"] = _observe("decode", start)
                 del data
                 memory.release()
-                await asyncio.gather(*(self._infer(image, name, pixels, payload, lane) for name in known))
+                await asyncio.gather(*(self._infer(image, name, pixels, chunk) for name in models))
 
-    def _prepare(self, lease: Lease) -> Prepare:
-        suspect = lease.deaths >= SUSPECT_DEATHS
-        if self._sandbox is None or not (suspect or self._isolation == "always"):
+    def _known(self, image: _Image, lease: Lease) -> dict[str, ModelDescription]:
+        """The models that are asked for and are here; those that are not have their answer."""
+        known = {name: self._models[name] for name in lease.models if name in self._models}
+        for name in lease.models:
+            if name not in known:
+                error = ImageError(ErrorCode.MODEL_NOT_FOUND, f"this worker has no model {name!r}")
+                image.answers[name] = failed_answer(error)
+        if not known:
+            raise ImageError(ErrorCode.MODEL_NOT_FOUND, f"this worker has none of {', '.join(lease.models)}")
+        return known
+
+    def _prepare(self, chunk: _Chunk) -> Prepare:
+        if self._sandbox is None or not (chunk.suspect or self._isolation == "always"):
             return prepare
-        return partial(self._sandbox.prepare, alone=suspect)
+        return partial(self._sandbox.prepare, alone=chunk.suspect)
 
-    async def _infer(
-        self, image: _Image, name: str, pixels: Mapping[str, Pixels], payload: Payload, lane: Lane
-    ) -> None:
+    async def _infer(self, image: _Image, name: str, pixels: Mapping[str, Pixels], chunk: _Chunk) -> None:
         model = self._models[name]
         try:
-            inference = await self._device.infer(name, pixels[model.preprocess.digest], lane)
+            inference = await self._device.infer(name, pixels[model.preprocess.digest], chunk.lane)
         except ImageError as error:
             image.answers[name] = failed_answer(error)
             return
@@ -166,27 +262,36 @@ class Pipeline:
             digest=model.sha256,
             kind=model.output.kind,
             threshold=model.output.threshold,
-            options=payload.options,
+            options=chunk.payload.options,
         )
 
 
-def _record(image: _Image, payload: Payload, lease: Lease, began: float, worker: str) -> Record:
+def _record(image: _Image, chunk: _Chunk, worker: str) -> Record:
     """The record of an image that has left the stages, one way or the other."""
-    answered = [a["status"] == "ok" for a in image.answers.values()]
+    lease = chunk.lease
+    answers = {name: image.answers[name] for name in lease.models if name in image.answers}  # in the request's order
+    answered = [a["status"] == "ok" for a in answers.values()]
     if image.error is None and not any(answered):
-        image.error = _common_error(image.answers.values())
-    total_ms = lease.waited_ms + (time.monotonic() - began) * MS_PER_S
+        image.error = _common_error(answers.values())
+    total_ms = lease.waited_ms + (time.monotonic() - chunk.began) * MS_PER_S
     timings = Timings(queue=float(lease.waited_ms), **image.timings, total=total_ms)
     return make_record(
         image.item,
-        payload,
+        chunk.payload,
         attempt=lease.attempt,
         worker=worker,
         status="error" if image.error else "ok" if all(answered) else "partial",
         error=image.error,
         image=image.info,
-        models={} if image.error and not image.answers else image.answers,
+        models=answers,
         timings=timings,
+    )
+
+
+def _poison(lease: Lease) -> ImageError:
+    return ImageError(
+        ErrorCode.POISON,
+        f"The image killed the worker that was alone with it; {lease.deaths} workers have died of its chunk.",
     )
 
 
@@ -194,12 +299,6 @@ def _common_error(answers: Iterable[ModelAnswer]) -> ImageError:
     """What to say of an image that no model answered: the first model's error."""
     info = next(a["error"] for a in answers)
     return ImageError(ErrorCode(info["code"]), info["message"])
-
-
-def _seconds_left(lease: Lease, began: float) -> float | None:
-    if lease.left_ms is None:
-        return None
-    return max(0.0, lease.left_ms / MS_PER_S - (time.monotonic() - began))
 
 
 def _observe(stage: str, start: float) -> float:

@@ -13,6 +13,8 @@ from classifleet.config import ImageError, ImageInfo, Item, ModelAnswer, Payload
 from classifleet.config.record import RECORD_VERSION
 from classifleet.ledger import Tally
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -62,16 +64,22 @@ def _rounded(timings: Timings) -> Timings:
 
 
 def failed_records(payload: Payload, error: ImageError, *, attempt: int, worker: str) -> list[Record]:
-    """The same error for every image of a chunk."""
-    return [
-        make_record(item, payload, attempt=attempt, worker=worker, status="error", error=error)
-        for item in payload.items
-    ]
+    """The same error for every image of a chunk. They share what is equal: a million of them are made at a time."""
+    same = make_record(payload.items[0], payload, attempt=attempt, worker=worker, status="error", error=error)
+    same.pop("meta", None)
+    return [_with_item(same, item) for item in payload.items]
+
+
+def _with_item(same: Record, item: Item) -> Record:
+    record: Record = {**same, "id": item.id, "ref": redact(item.ref)}
+    if item.meta:
+        record["meta"] = item.meta
+    return record
 
 
 def finish(records: Sequence[Record]) -> Finished:
     """Encode the records and count their outcomes."""
     by_status = Counter(record["status"] for record in records)
     codes = Counter(record["error"]["code"] for record in records if "error" in record)
-    encoded = [(r["id"], json.dumps(r, ensure_ascii=False, separators=(",", ":")).encode()) for r in records]
+    encoded = [(r["id"], _encode(r).encode()) for r in records]
     return Finished(encoded, Tally(by_status["ok"], by_status["partial"], by_status["error"], codes))

@@ -1,7 +1,7 @@
 """Everything a worker process holds, acquired in order and released in reverse.
 
-ledger ─► models (loaded and warmed) ─► device thread ─► event loop + fetcher ─► decode pool
-       ─► leases ─► reconciler ─► ready
+ledger ─► event loop ─► device thread ─► models (loaded and warmed) ─► fetcher ─► decode pool ─► leases
+       ─► reconciler ─► ready
 """
 
 from __future__ import annotations
@@ -11,49 +11,72 @@ import os
 import secrets
 import socket
 import threading
-import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Final
 
+import stamina.instrumentation
 import structlog
+from redis import RedisError
 
-from classifleet.config import Keys, ModelError, Settings
+from classifleet.config import Keys, Settings
 from classifleet.config.celery_app import Publisher
-from classifleet.ledger import Ledger, SyncRunner, connect, require_fit
-from classifleet.worker.batching import Device, ModelSlot
+from classifleet.config.claims import Claims
+from classifleet.ledger import Ledger, Replicas, SyncRunner, connect, require_fit
+from classifleet.worker import logs, transport
+from classifleet.worker.batching import Device
 from classifleet.worker.chunks import ChunkRunner
+from classifleet.worker.commits import Committer
 from classifleet.worker.cores import usable_cores
 from classifleet.worker.decode import DecodeLimits
+from classifleet.worker.drain import Drain
+from classifleet.worker.exits import EXIT_MEMORY, EXIT_OK
 from classifleet.worker.health import Health, HealthServer
 from classifleet.worker.ingest import Fetcher
-from classifleet.worker.instruments import MODEL_INFO, MODEL_LOAD
+from classifleet.worker.intake import Intake
 from classifleet.worker.leases import LeaseKeeper
-from classifleet.worker.models import ModelDescription, Repository, load_backend, open_repository
+from classifleet.worker.loading import ModelLoader, latest_versions
+from classifleet.worker.memory import MemoryWatch, cgroup_limit, limit_bytes
+from classifleet.worker.models import ModelDescription
+from classifleet.worker.outages import Outages, WatchedRunner
 from classifleet.worker.pipeline import Pipeline
+from classifleet.worker.probes import Pulse, Vitals, live
 from classifleet.worker.reconciler import Reconciler
 from classifleet.worker.sandbox import Sandbox
 from classifleet.worker.sandbox_child import SandboxLimits
 from classifleet.worker.sink import Sinks
+from classifleet.worker.waiting import WaitingRoom
 
-STUCK_SECONDS: Final = 120.0  # a forward pass that takes longer hangs
 SPARE_CONNECTIONS: Final = 8  # Redis connections beside those of the task threads
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a started worker is made of, as far as it is asked for later."""
+
+    device: Device
+    pulse: Pulse
+    leases: LeaseKeeper
+
+
 class Runtime:
-    """A worker's resources. `start` makes it ready, `close` releases everything."""
+    """A worker's resources. `start` makes it ready, `drain` ends it, `close` releases everything."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.outages = Outages()
+        self.intake = Intake(self.outages)
+        self.room = WaitingRoom(settings.chunks_waiting)
+        self.drain = Drain(self, settings.drain_seconds)
         self._stack = ExitStack()
-        self._progress: dict[str, str] = {}
-        self._consuming = False
-        self._device: Device | None = None
-        self._loop_thread: threading.Thread | None = None
+        self._models = ModelLoader(settings)
+        self._interrupt = threading.Event()
+        self._state = "starting"
+        self._exitcode = EXIT_OK
+        self._parts: _Parts | None = None
         self.chunks: ChunkRunner
 
     def start(self) -> None:
@@ -70,6 +93,8 @@ class Runtime:
 
     def _start(self) -> None:
         settings = self.settings
+        stamina.instrumentation.set_on_retry_hooks(())  # an outage is said once, by `outages`
+        logs.quiet(self.outages)
         http = HealthServer(settings.http_host, settings.http_port, {"/livez": self.live, "/readyz": self.ready})
         self._stack.callback(http.close)
         http.start()
@@ -77,88 +102,152 @@ class Runtime:
 
         ledger = Ledger(Keys(settings.namespace))
         url = settings.ledger_url()
-        runner = SyncRunner(connect(settings, max_connections=settings.chunks_in_flight + SPARE_CONNECTIONS), url)
+        connections = settings.chunks_in_flight + settings.chunks_waiting + SPARE_CONNECTIONS
+        client = connect(settings, max_connections=connections)
+        runner = WatchedRunner(client, url, Replicas.of(settings), self.outages)
         self._stack.callback(runner.close)
-        require_fit(runner.client, ledger.keys, url, ephemeral=settings.ephemeral)
-
-        device = self._device = Device()
-        self._stack.callback(device.close)
-        device.start()
-        models = self._load_models(device)
-
-        loop = self._start_loop()
+        # Made before the models are loaded: it refuses settings that it cannot read.
         fetcher = Fetcher(
             settings, read_blob=lambda job, chunk, sha256: runner.run(ledger.get_blob(job, chunk, sha256))
         )
+        require_fit(runner.client, ledger.keys, url, ephemeral=settings.ephemeral)
+
+        loop, pulse = self._start_loop()  # before the device, which answers to it until it is closed
+        device = Device()
+        self._stack.callback(device.close)
+        device.start()
+        models = self._models.load(device)
         _run_on(loop, fetcher.start())
         self._stack.callback(lambda: _run_on(loop, fetcher.close()))
+        pipeline = self._pipeline(fetcher, models, device)
+
+        leases = LeaseKeeper(ledger, runner, self.owner, settings.lease_seconds)
+        self._stack.callback(leases.close)
+        leases.start()
+        publisher = Publisher(settings)
+        self._stack.callback(publisher.close)
+        sinks = Sinks(settings)
+        self._start_watches(ledger, runner, publisher, sinks)
+        self.chunks = ChunkRunner(
+            settings=settings,
+            ledger=ledger,
+            runner=runner,
+            owner=self.owner,
+            leases=leases,
+            latest=latest_versions(list(models)),
+            pipeline=pipeline,
+            loop=loop,
+            sinks=sinks,
+            committer=Committer(
+                ledger=ledger,
+                runner=runner,
+                sinks=sinks,
+                outages=self.outages,
+                claims=Claims(settings),
+                settings=settings,
+                interrupt=self._interrupt,
+            ),
+            interrupt=self._interrupt,
+        )
+        self._parts = _Parts(device, pulse, leases)
+
+    def consuming(self) -> None:
+        """Celery consumes now: the worker is ready."""
+        if self._state == "starting":
+            self._state = "ready"
+        log.info("ready", worker=self.owner, models=sorted(self._models.progress))
+
+    def close(self) -> None:
+        """Release everything, in reverse order."""
+        self._state = "ended"
+        if self._interrupt.is_set():  # what still runs is for nobody, and is not waited for
+            os._exit(self._exitcode)
+        self._stack.close()
+
+    def live(self) -> Health:
+        """Not live: something hangs that only a restart ends."""
+        settings = self.settings
+        vitals = None if self._parts is None else self._vitals(self._parts)
+        return live(vitals, stuck_seconds=settings.stuck_seconds, chunk_seconds=settings.chunk_timeout_seconds)
+
+    def ready(self) -> Health:
+        """Ready: models are warm and Celery consumes. The body shows how far loading is."""
+        body = {"state": self._state, "models": self._models.progress, "worker": self.owner}
+        return Health(self._state == "ready", body)
+
+    def refuse(self) -> None:
+        """Begin nothing more, and be not ready."""
+        self._state = "draining"
+        self.chunks.refuse()
+
+    def stop_reserving(self, timeout: float) -> None:
+        """Take no more messages."""
+        transport.stop_reserving()
+        if not self.intake.stop(timeout):
+            log.warning("the consumer does not answer")
+        self.chunks.reserving_stopped()
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Wait until nothing is at work."""
+        return self.chunks.in_flight.wait_idle(timeout)
+
+    def at_work(self) -> int:
+        """How many chunks are at work."""
+        return self.chunks.in_flight.count
+
+    def abort(self) -> None:
+        """Hand back what is at work."""
+        self.chunks.abort()
+
+    def give_all_back(self) -> None:
+        """Hand back the leases and the messages of what does not let go."""
+        if self._parts is None:
+            return
+        self._parts.leases.give_all_back()
+        try:
+            transport.hand_back()
+        except RedisError as error:  # the messages come back by their deadlines
+            log.warning("messages not handed back", error=str(error))
+
+    def finish(self, exitcode: int) -> None:
+        """End the process in order."""
+        self._exitcode = exitcode
+        self.intake.finish(exitcode)
+
+    def _vitals(self, parts: _Parts) -> Vitals:
+        return Vitals(
+            device_alive=parts.device.alive(),
+            loop_alive=parts.pulse.alive(),
+            leases_alive=parts.leases.alive(),
+            forward_seconds=parts.device.busy_seconds(),
+            loop_still_seconds=parts.pulse.still_seconds(),
+            consumer_still_seconds=self.intake.still_seconds(),
+            chunks_still_seconds=self.chunks.in_flight.still_seconds(),
+            away=self.outages.away(),
+        )
+
+    def _pipeline(self, fetcher: Fetcher, models: dict[str, ModelDescription], device: Device) -> Pipeline:
+        settings = self.settings
         sandbox = self._sandbox()
         decode_pool = ThreadPoolExecutor(
             settings.decode_threads or usable_cores(), thread_name_prefix="classifleet-decode"
         )
         self._stack.callback(decode_pool.shutdown)
-
-        leases = LeaseKeeper(ledger, runner, self.owner, settings.lease_seconds)
-        self._stack.callback(leases.close)
-        leases.start()
-        sinks = Sinks(settings)
-        publisher = Publisher(settings)
-        self._stack.callback(publisher.close)
-        reconciler = Reconciler(ledger, runner, publisher, sinks, self.owner)
-        self._stack.callback(reconciler.close)
-        reconciler.start()
-
-        self.chunks = ChunkRunner(
-            ledger=ledger,
-            runner=runner,
-            owner=self.owner,
-            lease_seconds=settings.lease_seconds,
-            leases=leases,
-            latest=_latest(list(models)),
-            pipeline=Pipeline(
-                fetcher=fetcher,
-                models=models,
-                device=device,
-                decode_pool=decode_pool,
-                limits=DecodeLimits(
-                    max_pixels=settings.max_pixels, truncated=settings.truncated, exact=settings.decode_exact
-                ),
-                isolation=settings.decode_isolation,
-                sandbox=sandbox,
-                decoded_in_flight=settings.decoded_in_flight,
-                worker=self.owner,
+        return Pipeline(
+            fetcher=fetcher,
+            models=models,
+            device=device,
+            decode_pool=decode_pool,
+            limits=DecodeLimits(
+                max_pixels=settings.max_pixels, truncated=settings.truncated, exact=settings.decode_exact
             ),
-            loop=loop,
-            sinks=sinks,
+            isolation=settings.decode_isolation,
+            sandbox=sandbox,
+            decoded_in_flight=settings.decoded_in_flight,
+            worker=self.owner,
+            room=self.room,
+            decode_seconds=settings.decode_timeout_seconds,
         )
-
-    def consuming(self) -> None:
-        """Celery consumes now: the worker is ready."""
-        self._consuming = True
-        log.info("ready", worker=self.owner, models=sorted(self._progress))
-
-    def close(self) -> None:
-        """Release everything, in reverse order."""
-        self._consuming = False
-        self._stack.close()
-
-    def live(self) -> Health:
-        """Not live: a thread has died, or a forward pass hangs."""
-        device, loop_thread = self._device, self._loop_thread
-        if device is None or loop_thread is None:
-            return Health(True, {"state": "starting"})
-        busy = device.busy_seconds()
-        problems = [
-            *([] if device.alive() else ["the device thread has died"]),
-            *([] if loop_thread.is_alive() else ["the event loop's thread has died"]),
-            *([f"a forward pass has been running for {busy:.0f} s"] if busy > STUCK_SECONDS else []),
-        ]
-        return Health(not problems, {"state": "stuck" if problems else "live", "problems": problems})
-
-    def ready(self) -> Health:
-        """Ready: models are warm and Celery consumes. The body shows how far loading is."""
-        state = "ready" if self._consuming else "starting"
-        return Health(self._consuming, {"state": state, "models": self._progress, "worker": self.owner})
 
     def _sandbox(self) -> Sandbox | None:
         settings = self.settings
@@ -169,37 +258,19 @@ class Runtime:
         self._stack.callback(sandbox.close)
         return sandbox
 
-    def _load_models(self, device: Device) -> dict[str, ModelDescription]:
-        settings = self.settings
-        place = device_name(settings.device)
-        repository = open_repository(settings.model_repository, settings)
-        names = _wanted(repository, settings.models)
-        self._progress = dict.fromkeys(names, "waiting")
-        described = {}
-        for name in names:
-            described[name] = repository.describe(name)
-            device.load(name, partial(self._load_model, repository, described[name], place))
-        return described
+    def _start_watches(self, ledger: Ledger, runner: SyncRunner, publisher: Publisher, sinks: Sinks) -> None:
+        reconciler = Reconciler(ledger, runner, publisher, sinks, self.settings, self.owner)
+        self._stack.callback(reconciler.close)
+        reconciler.start()
+        self.drain.start()
+        if limit := limit_bytes(self.settings.max_rss_bytes, cgroup_limit()):
+            memory = MemoryWatch(limit, lambda: self.drain.request("memory", EXIT_MEMORY))
+            self._stack.callback(memory.close)
+            memory.start()
 
-    def _load_model(self, repository: Repository, description: ModelDescription, place: str) -> ModelSlot:
-        """Load and warm a model; runs on the device thread."""
-        name = description.key
-        self._progress[name] = "loading"
-        start = time.monotonic()
-        backend = load_backend(repository, name, device=place)
-        self._progress[name] = "warming"
-        max_batch = min(description.batch.max, self.settings.max_batch)
-        backend.warm([size for size in description.batch.buckets if size <= max_batch])
-        seconds = time.monotonic() - start
-        MODEL_LOAD.labels(name).observe(seconds)
-        MODEL_INFO.labels(name, description.sha256[:12], backend.name, place).set(1)
-        self._progress[name] = "ready"
-        log.info("model ready", model=name, backend=backend.name, device=place, seconds=round(seconds, 2))
-        return ModelSlot(backend, max_batch)
-
-    def _start_loop(self) -> asyncio.AbstractEventLoop:
+    def _start_loop(self) -> tuple[asyncio.AbstractEventLoop, Pulse]:
         loop = asyncio.new_event_loop()
-        thread = self._loop_thread = threading.Thread(target=loop.run_forever, name="classifleet-loop", daemon=True)
+        thread = threading.Thread(target=loop.run_forever, name="classifleet-loop", daemon=True)
 
         def stop() -> None:
             loop.call_soon_threadsafe(loop.stop)
@@ -208,38 +279,7 @@ class Runtime:
 
         self._stack.callback(stop)
         thread.start()
-        return loop
-
-
-def device_name(setting: str) -> str:
-    """`auto` as `cuda` where there is a GPU, else `cpu`.
-
-    Raises:
-        ModelError: A GPU is asked for and torch sees none.
-    """
-    import torch
-
-    available = torch.cuda.is_available()
-    if setting.startswith("cuda") and not available:
-        raise ModelError(f"device {setting}: torch sees no GPU; set CLASSIFLEET_DEVICE=cpu, or check the driver")
-    return ("cuda" if available else "cpu") if setting == "auto" else setting
-
-
-def _wanted(repository: Repository, names: list[str]) -> list[str]:
-    """The models to load, with versions: those named, or the latest version of each in the repository."""
-    wanted = names or sorted({name.partition("@")[0] for name in repository.list()})
-    if not wanted:
-        raise ModelError(
-            f"there is no model in {repository.path}: "
-            "run `classifleet models build imagenet`, or `classifleet models add`"
-        )
-    return [repository.resolve(name) for name in wanted]
-
-
-def _latest(names: list[str]) -> Mapping[str, str]:
-    """Name to highest loaded version."""
-    by_version = sorted((name.partition("@") for name in names), key=lambda parts: int(parts[2]))
-    return {name: version for name, _, version in by_version}
+        return loop, Pulse(loop, thread)
 
 
 def _run_on(loop: asyncio.AbstractEventLoop, coroutine: Any) -> Any:

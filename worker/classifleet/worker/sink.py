@@ -10,7 +10,7 @@ there for a moment.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +23,8 @@ from classifleet.ledger import Part
 
 MANIFEST_VERSION: Final = 1
 MANIFEST_NAME: Final = "manifest.json"
-WRITE_ATTEMPTS: Final = 5
-WRITE_SECONDS: Final = 60.0
+WRITE_ATTEMPTS: Final = 3
+WRITE_SECONDS: Final = 20.0
 
 
 def part_name(chunk: str, attempt: int) -> str:
@@ -61,6 +61,10 @@ class Sinks:
     def delete_part(self, sink: str, job: str, name: str) -> None:
         """Delete a part whose commit lost."""
         self._store(sink).delete(f"{job}/{name}")
+
+    def part_names(self, sink: str, job: str) -> Iterator[str]:
+        """Names of a job's parts, winning or not, relative to the job."""
+        return (name.removeprefix(f"{job}/") for name in self._store(sink).names(f"{job}/parts/"))
 
     def write_manifest(self, sink: str, job: str, fields: dict[str, Any], parts: Sequence[Part]) -> None:
         """Write the manifest; see `write_part` for errors."""

@@ -1,8 +1,8 @@
-"""How a worker ends: SIGTERM and Ctrl-C (SIGINT) both finish what is at work, and exit with 0.
+"""The signals that end a worker: SIGTERM and Ctrl-C (SIGINT). See `drain.py` for what they do.
 
-What Celery (5.7) does by itself: it handles signals from the time when its pool starts, which is after our models
-are loaded; before that SIGTERM kills the process. Its handler of SIGINT drains like that of SIGTERM and then exits
-with 1. A second SIGINT, or SIGQUIT, drops what is at work.
+What Celery (5.7) does by itself, and why it is not enough: it handles signals from the time when its pool starts,
+which is after our models are loaded; its warm shutdown waits without bound for the threads of its pool, and ignores a
+second SIGTERM on threads; after SIGINT it exits with 1.
 """
 
 from __future__ import annotations
@@ -11,26 +11,34 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
+from classifleet.worker.exits import EXIT_OK
+from classifleet.worker.intake import watch
+
 if TYPE_CHECKING:
     from celery import Celery
 
+    from classifleet.worker.runtime import Runtime
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 def end_while_loading() -> None:
-    """Until Celery takes over, end at once: nothing is at work yet."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    """Until the worker consumes, end at once: nothing is at work yet."""
+    for number in SIGNALS:
         signal.signal(number, _end)
 
 
-def install(app: Celery) -> None:
-    """Have an application's workers exit with 0 on Ctrl-C."""
+def install(app: Celery, runtime: Runtime) -> None:
+    """Have signals drain an application's worker."""
     from celery import bootsteps
-    from celery.apps.worker import install_worker_int_handler
 
-    class Interruptible(bootsteps.StartStopStep):  # type: ignore[misc]
+    class Draining(bootsteps.StartStopStep):  # type: ignore[misc]
         """Starts after Celery has installed its handlers, and before the worker consumes."""
 
         def start(self, parent: Any) -> None:
-            install_worker_int_handler(parent, exitcode=0)
+            """Take the signals over."""
+            for number in SIGNALS:
+                signal.signal(number, lambda number, _: runtime.drain.request(signal.Signals(number).name))
 
         def stop(self, parent: Any) -> None:
             """There is nothing to stop."""
@@ -38,9 +46,10 @@ def install(app: Celery) -> None:
         def terminate(self, parent: Any) -> None:
             """There is nothing to end."""
 
-    app.steps["worker"].add(Interruptible)
+    app.steps["worker"].add(Draining)
+    watch(app, runtime.intake)
 
 
 def _end(*_: Any) -> None:
     """Without the usual way out, which would wait for the model that is being loaded: nothing can interrupt that."""
-    os._exit(0)
+    os._exit(EXIT_OK)

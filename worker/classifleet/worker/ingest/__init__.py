@@ -3,6 +3,6 @@
 from classifleet.worker.ingest.address import forbidden_reason
 from classifleet.worker.ingest.memory import image_memory
 from classifleet.worker.ingest.policy import AddressPolicy
-from classifleet.worker.ingest.sources import Fetcher
+from classifleet.worker.ingest.sources import Fetcher, require_sources
 
-__all__ = ["AddressPolicy", "Fetcher", "forbidden_reason", "image_memory"]
+__all__ = ["AddressPolicy", "Fetcher", "forbidden_reason", "image_memory", "require_sources"]

@@ -7,38 +7,44 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from classifleet.config import Lane
 from classifleet.worker.ingest.clock import Clock
 from classifleet.worker.ingest.hosts import HostTable, Visit
 from classifleet.worker.ingest.memory import Hold, MemoryBudget
-from classifleet.worker.ingest.slots import Lanes
+from classifleet.worker.ingest.pace import Notify, Pace
+from classifleet.worker.ingest.slots import FetchSlots
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """One fetch: its time, and the memory that its bytes take."""
+    """One fetch: its time, the memory that its bytes take, and who waits for it."""
 
     clock: Clock
     hold: Hold
+    lane: Lane
+    pace: Pace
 
 
 class Admission:
     """Lets fetches begin; one for all ways to fetch.
 
     Args:
-        lanes: Slots.
+        slots: Slots.
         memory: Room.
         hosts: Turns at hosts.
     """
 
-    def __init__(self, lanes: Lanes, memory: MemoryBudget, hosts: HostTable) -> None:
-        self.lanes = lanes
+    def __init__(self, slots: FetchSlots, memory: MemoryBudget, hosts: HostTable) -> None:
+        self.slots = slots
         self.memory = memory
         self.hosts = hosts
 
-    def ticket(self, work_seconds: float, limit_seconds: float | None) -> Ticket:
-        """A ticket for a new fetch."""
+    def ticket(
+        self, work_seconds: float, limit_seconds: float | None, lane: Lane, notify: Notify | None = None
+    ) -> Ticket:
+        """A ticket for a new fetch; for the arguments see `Clock` and `Pace`."""
         clock = Clock(work_seconds, limit_seconds)
-        return Ticket(clock, self.memory.hold(clock))
+        return Ticket(clock, self.memory.hold(clock), lane, Pace(notify))
 
     @asynccontextmanager
     async def working(self, ticket: Ticket, host: str = "") -> AsyncIterator[Visit]:
@@ -56,9 +62,10 @@ class Admission:
         """
         async with AsyncExitStack() as stack:
             async with ticket.clock.queueing():
-                visit = await stack.enter_async_context(self.hosts.visit(host)) if host else Visit()
-                slot = await stack.enter_async_context(self.lanes.slot())
-                await self.memory.room()
+                visit = await stack.enter_async_context(self.hosts.visit(host, ticket.lane)) if host else Visit()
+                with ticket.pace.ours():
+                    slot = await stack.enter_async_context(self.slots.slot(ticket.lane))
+                    await self.memory.room()
             slot.begin()
             visit.began = asyncio.get_running_loop().time()
             try:

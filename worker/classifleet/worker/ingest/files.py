@@ -14,11 +14,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from classifleet.config.errors import ErrorCode, ImageError
+from classifleet.config.errors import ErrorCode, ImageError, SettingsError
 
 # O_PATH needs no permission to list a folder, only to pass through it; it is Linux's.
 _FOLDER_FLAGS: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+def require_roots(roots: Sequence[str]) -> None:
+    """Check the setting `file_roots`.
+
+    Raises:
+        SettingsError: An entry is not an absolute path, or not a folder.
+    """
+    for root in roots:
+        if not Path(root).is_absolute():
+            raise SettingsError(f"file_roots: {root!r} is not an absolute path")
+        if not Path(root).is_dir():
+            raise SettingsError(f"file_roots: {root!r} is not a folder")
 
 
 def read_file(path: str, roots: Sequence[str], *, max_bytes: int) -> bytes:

@@ -15,9 +15,11 @@ from contextlib import asynccontextmanager
 from enum import Enum, auto
 from typing import Final
 
+from classifleet.config import Lane
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.worker.ingest.retry import HostTrouble
 from classifleet.worker.instruments import FETCH_CIRCUITS_OPEN, FETCH_CIRCUITS_OPENED, FETCH_HOST_WAITS, FETCH_REFUSALS
+from classifleet.worker.lanes import LaneSlots
 
 MAX_HOSTS: Final = 4096
 WINDOW: Final = 20  # outcomes that are remembered
@@ -93,7 +95,7 @@ class _Host:
 
     def __init__(self, concurrency: int) -> None:
         self.breaker = Breaker()
-        self.turns = asyncio.Semaphore(concurrency)
+        self.turns = LaneSlots(concurrency)
         self.users = 0
 
 
@@ -129,7 +131,7 @@ class HostTable:
         return len(self._hosts)
 
     @asynccontextmanager
-    async def visit(self, name: str) -> AsyncIterator[Visit]:
+    async def visit(self, name: str, lane: Lane = "bulk") -> AsyncIterator[Visit]:
         """Wait for a turn at a host; what is raised inside tells how it went.
 
         Raises:
@@ -139,9 +141,9 @@ class HostTable:
         host.users += 1
         try:
             _require_rested(name, host)  # before waiting, and again when the turn has come
-            if host.turns.locked():
+            if host.turns.full(lane):
                 FETCH_HOST_WAITS.inc()
-            async with host.turns, self._judged(host, _admit(name, host)) as visit:
+            async with host.turns.held(lane), self._judged(host, _admit(name, host)) as visit:
                 yield visit
         finally:
             host.users -= 1

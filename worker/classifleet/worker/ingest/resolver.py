@@ -20,7 +20,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from classifleet.worker.ingest.address import literal_address
 from classifleet.worker.ingest.policy import AddressPolicy
-from classifleet.worker.ingest.slots import Lanes
+from classifleet.worker.ingest.slots import FetchSlots
 
 DNS_THREADS: Final = 16
 SLOW_DNS_THREADS: Final = 240  # for names that take longer than a second
@@ -52,7 +52,7 @@ class CheckedResolver(AbstractResolver):
         self._policy = policy
         self._getaddrinfo = getaddrinfo
         self._pool = ThreadPoolExecutor(DNS_THREADS + SLOW_DNS_THREADS, thread_name_prefix="classifleet-dns")
-        self._lanes = Lanes(DNS_THREADS, SLOW_DNS_THREADS)
+        self._slots = FetchSlots(DNS_THREADS, SLOW_DNS_THREADS, own=0)  # a lookup may be of both lanes
         self._under_way: dict[tuple[str, int, int], asyncio.Task[list[Any]]] = {}
 
     async def resolve(
@@ -99,7 +99,7 @@ class CheckedResolver(AbstractResolver):
 
     async def _lookup(self, host: str, port: int, family: int) -> list[Any]:
         """Holds its slot until the thread is free, however long that takes."""
-        async with self._lanes.slot() as slot:
+        async with self._slots.slot() as slot:
             slot.begin()
             call = partial(self._getaddrinfo, host, port, family=family, type=socket.SOCK_STREAM)
             return await asyncio.get_running_loop().run_in_executor(self._pool, call)

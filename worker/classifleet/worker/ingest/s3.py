@@ -19,10 +19,10 @@ from classifleet.config.errors import ErrorCode, ImageError, SettingsError
 from classifleet.config.reference import Reference
 from classifleet.config.settings import Settings
 from classifleet.worker.ingest.admission import Admission, Ticket
-from classifleet.worker.ingest.memory import Hold
 from classifleet.worker.ingest.retry import with_retries
 from classifleet.worker.ingest.s3_boto import THREADS, BotoCall, make_client
 from classifleet.worker.ingest.s3_obstore import CannotRead, ObstoreReader
+from classifleet.worker.lanes import LaneExecutor
 
 # No ARNs, which name endpoints of their own, and nothing that a path-style URL would read as another path.
 _BUCKET: Final = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]", re.ASCII)
@@ -46,8 +46,9 @@ class S3Reader:
     def __init__(self, settings: Settings, admission: Admission) -> None:
         self._settings = settings
         self._admission = admission
-        self._allowed = _prefixes(settings.source_allow)
+        self._allowed = source_prefixes(settings.source_allow)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="classifleet-s3")
+        self._threads = LaneExecutor(self._pool)
         self._lock = threading.Lock()
         self._clients: _Clients | None = None
 
@@ -94,31 +95,31 @@ class S3Reader:
 
     async def _attempt(self, reference: Reference, ticket: Ticket) -> bytes:
         async with self._admission.working(ticket):
-            client, fast = await self._opened()
+            client, fast = await self._opened(ticket)
             if fast is not None:
                 try:
                     return await fast.read(reference, ticket.hold)
                 except CannotRead:
                     pass  # boto3 can
-            return await self._read_in_thread(client, reference, ticket.hold)
+            return await self._read_in_thread(client, reference, ticket)
 
-    async def _read_in_thread(self, client: Any, reference: Reference, hold: Hold) -> bytes:
+    async def _read_in_thread(self, client: Any, reference: Reference, ticket: Ticket) -> bytes:
         loop = asyncio.get_running_loop()
 
         def charge(size: int) -> None:
-            asyncio.run_coroutine_threadsafe(hold.grow(size), loop).result()
+            asyncio.run_coroutine_threadsafe(ticket.hold.grow(size), loop).result()
 
         call = BotoCall(client, reference, max_bytes=self._settings.max_bytes, charge=charge)
         try:
-            return await loop.run_in_executor(self._pool, call.read)
+            return await self._threads.run(ticket.lane, call.read)
         except asyncio.CancelledError:
             call.give_up()
             raise
 
-    async def _opened(self) -> _Clients:
+    async def _opened(self, ticket: Ticket) -> _Clients:
         if self._clients is not None:
             return self._clients
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._open)
+        return await self._threads.run(ticket.lane, self._open)
 
     def _open(self) -> _Clients:
         """Both clients, made once; may ask a metadata server for credentials."""
@@ -134,7 +135,12 @@ class S3Reader:
             return made
 
 
-def _prefixes(entries: Iterable[str]) -> list[tuple[str, str]]:
+def source_prefixes(entries: Iterable[str]) -> list[tuple[str, str]]:
+    """The setting `source_allow`, as buckets and prefixes of keys.
+
+    Raises:
+        SettingsError: An entry is not `s3://bucket` or `s3://bucket/prefix`.
+    """
     prefixes = []
     for entry in entries:
         bucket, _, prefix = entry.removeprefix("s3://").partition("/")

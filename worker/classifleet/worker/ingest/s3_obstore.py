@@ -6,6 +6,7 @@ It is given boto3's own addresses, region and credentials, so that both read the
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import OrderedDict
 from datetime import timedelta
@@ -77,7 +78,7 @@ class ObstoreReader:
         if not _is_plain(reference.location) or reference.bucket in self._elsewhere:
             raise CannotRead
         try:
-            store = self._store(reference.bucket)
+            store = await self._store(reference.bucket)
             version: Any = {"version": reference.version} if reference.version else None
             result = await obstore.get_async(store, reference.location, options=version)
             size = result.meta["size"]
@@ -91,30 +92,33 @@ class ObstoreReader:
         except (BaseError, OSError) as error:
             raise self._failure(reference.bucket, str(error)) from None  # its text may quote signatures
 
-    def _store(self, bucket: str) -> S3Store:
-        from obstore.store import S3Store
-
-        store = self._stores.get(bucket)
-        if store is None:
-            url = self._client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": _PROBE_KEY})
-            endpoint, virtual = address_bucket(url, bucket, _PROBE_KEY)
-            store = self._stores[bucket] = S3Store(
-                bucket,
-                endpoint=endpoint,
-                virtual_hosted_style_request=virtual,
-                region=self._client.meta.region_name,
-                credential_provider=self._credentials,
-                client_options={
-                    "allow_http": endpoint.startswith("http:"),
-                    "connect_timeout": timedelta(seconds=self._settings.connect_timeout_seconds),
-                    "timeout": timedelta(seconds=self._settings.fetch_timeout_seconds),
-                    "user_agent": "classifleet",
-                },
-                retry_config={"max_retries": 0},  # `with_retries` knows the deadline
-            )
+    async def _store(self, bucket: str) -> S3Store:
+        if (store := self._stores.get(bucket)) is None:
+            # In a thread: what signs the URL may have to renew credentials, which asks a server.
+            store = self._stores[bucket] = await asyncio.to_thread(self._make_store, bucket)
             _bound(self._stores)
         self._stores.move_to_end(bucket)
         return store
+
+    def _make_store(self, bucket: str) -> S3Store:
+        from obstore.store import S3Store
+
+        url = self._client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": _PROBE_KEY})
+        endpoint, virtual = address_bucket(url, bucket, _PROBE_KEY)
+        return S3Store(
+            bucket,
+            endpoint=endpoint,
+            virtual_hosted_style_request=virtual,
+            region=self._client.meta.region_name,
+            credential_provider=self._credentials,
+            client_options={
+                "allow_http": endpoint.startswith("http:"),
+                "connect_timeout": timedelta(seconds=self._settings.connect_timeout_seconds),
+                "timeout": timedelta(seconds=self._settings.fetch_timeout_seconds),
+                "user_agent": "classifleet",
+            },
+            retry_config={"max_retries": 0},  # `with_retries` knows the deadline
+        )
 
     def _failure(self, bucket: str, text: str) -> Exception:
         if _MOVED.search(text):  # the bucket lives in another region, which boto3 finds out

@@ -1,34 +1,37 @@
 """A reference becomes bytes, by whichever way its scheme says.
 
-reference ─► a slot, room in memory, a turn at the host ─► http(s) │ s3 │ file │ data │ blob ─► bytes, or an ImageError
+reference ─► a slot, room in memory, a turn at the host ─► http(s) │ s3 │ file │ data │ blob │ claim ─► bytes
 
-http(s) and object storage run on the event loop; files, blobs and long base64 block, each in a bounded pool of
-threads of its own, so that a hanging network disk never keeps a blob waiting. Slots, memory and turns are bounded
-apart from each other, so that a slow stranger has no more than his own.
+What goes wrong is an ImageError. http(s) and object storage run on the event loop; files, blobs and long base64
+block, each in a bounded pool of threads of its own, so that a hanging network disk never keeps a blob waiting. Slots,
+memory and turns are bounded apart from each other, so that a slow stranger has no more than his own.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from classifleet.config import Lane
 from classifleet.config.errors import ClassifleetError, ErrorCode, ImageError
 from classifleet.config.reference import Reference, decode_data_uri, redact
 from classifleet.config.settings import Settings
 from classifleet.worker.ingest.admission import Admission, Ticket
-from classifleet.worker.ingest.files import read_file
+from classifleet.worker.ingest.claims import ClaimReader
+from classifleet.worker.ingest.files import read_file, require_roots
 from classifleet.worker.ingest.hosts import HostTable
 from classifleet.worker.ingest.http import HttpClient
 from classifleet.worker.ingest.memory import MemoryBudget, keep_or_release
+from classifleet.worker.ingest.pace import Notify
 from classifleet.worker.ingest.policy import AddressPolicy
 from classifleet.worker.ingest.resolver import GetAddrInfo
-from classifleet.worker.ingest.s3 import S3Reader
-from classifleet.worker.ingest.slots import Lanes
+from classifleet.worker.ingest.s3 import S3Reader, source_prefixes
+from classifleet.worker.ingest.slots import FetchSlots
 from classifleet.worker.instruments import FETCH_CONNECTIONS, FETCH_SLOTS
+from classifleet.worker.lanes import LaneExecutor
 
 FILE_THREADS: Final = 4
 BLOB_THREADS: Final = 4
@@ -38,6 +41,17 @@ INLINE_DECODE_CHARS: Final = 128 << 10  # base64 longer than this (about 0.1 ms)
 
 ReadBlob = Callable[[str, str, str], bytes | None]
 _log = logging.getLogger(__name__)
+
+
+def require_sources(settings: Settings) -> None:
+    """Check what the settings say may be fetched, without making anything; for the first moment of a worker.
+
+    Raises:
+        SettingsError: `http_allow`, `http_deny`, `file_roots` or `source_allow` has an entry that cannot be used.
+    """
+    _policy(settings)
+    source_prefixes(settings.source_allow)
+    require_roots(settings.file_roots)
 
 
 class Fetcher:
@@ -52,22 +66,23 @@ class Fetcher:
         getaddrinfo: Looks host names up; for tests.
 
     Raises:
-        SettingsError: `http_allow`, `http_deny` or `source_allow` has an entry that cannot be read.
+        SettingsError: See `require_sources`.
     """
 
     def __init__(
         self, settings: Settings, *, read_blob: ReadBlob, getaddrinfo: GetAddrInfo = socket.getaddrinfo
     ) -> None:
+        require_sources(settings)
         self._settings = settings
         self._read_blob = read_blob
         self._memory = MemoryBudget(max(settings.fetch_max_total_bytes, 2 * settings.max_bytes), settings.max_bytes)
-        self._lanes = Lanes(settings.fetch_concurrency, settings.fetch_slow_concurrency)
+        self._slots = FetchSlots(settings.fetch_concurrency, settings.fetch_slow_concurrency)
         self._hosts = HostTable(
             settings.fetch_host_concurrency, patience_seconds=PATIENCE_SHARE * settings.fetch_timeout_seconds
         )
-        self._admission = Admission(self._lanes, self._memory, self._hosts)
+        self._admission = Admission(self._slots, self._memory, self._hosts)
         self._http = HttpClient(
-            AddressPolicy(settings.http_allow, deny=settings.http_deny, ports=settings.http_ports),
+            _policy(settings),
             self._admission,
             max_bytes=settings.max_bytes,
             connect_timeout_seconds=settings.connect_timeout_seconds,
@@ -76,45 +91,59 @@ class Fetcher:
         )
         self._s3 = S3Reader(settings, self._admission)
         # Threads start when there is work for them.
-        self._file_pool = _pool("files", FILE_THREADS)
-        self._blob_pool = _pool("blobs", BLOB_THREADS)
-        self._data_pool = _pool("data", DATA_THREADS)
+        self._pools = [_pool("files", FILE_THREADS), _pool("blobs", BLOB_THREADS), _pool("data", DATA_THREADS)]
+        self._file_pool, self._blob_pool, self._data_pool = map(LaneExecutor, self._pools)
+        self._claims = ClaimReader(settings, self._admission, self._blob_pool)
 
     async def start(self) -> None:
         """Open what needs the running event loop."""
         await self._http.start()
-        FETCH_SLOTS.labels("fast").set_function(lambda: self._lanes.fast_held)
-        FETCH_SLOTS.labels("slow").set_function(lambda: self._lanes.slow_held)
+        FETCH_SLOTS.labels("fast").set_function(lambda: self._slots.fast_held)
+        FETCH_SLOTS.labels("slow").set_function(lambda: self._slots.slow_held)
         FETCH_CONNECTIONS.set_function(self._http.dialler.open_sockets)
 
     async def close(self) -> None:
         """Close connections and threads; call it when no fetch is under way."""
         await self._http.close()
-        for pool in (self._file_pool, self._blob_pool, self._data_pool):
+        for pool in self._pools:
             pool.shutdown(wait=False, cancel_futures=True)
         self._s3.close()
+        self._claims.close()
 
     async def fetch(
-        self, reference: Reference, *, job: str, chunk: str, deadline_seconds: float | None = None
+        self,
+        reference: Reference,
+        *,
+        job: str,
+        chunk: str,
+        deadline_seconds: float | None = None,
+        lane: Lane = "bulk",
+        slow: Notify | None = None,
     ) -> bytes:
         """The bytes of an image, `max_bytes` at most.
 
         Args:
             reference: From `parse_reference`.
-            job: The job that a `blob:` belongs to.
-            chunk: The chunk that a `blob:` belongs to.
+            job: The job that a `blob:` or `claim:` belongs to.
+            chunk: The chunk that it belongs to.
             deadline_seconds: All the time there is from now on, waiting included. Apart from it, no image takes
                 longer than `fetch_timeout_seconds` from its first connection on.
+            lane: Interactive images go first.
+            slow: Called with True when the image has kept us waiting for longer than a second by no doing of ours,
+                and with False when it waits for us again, or the fetch is over.
 
         Raises:
             ImageError: Whatever went wrong; `fetch_timeout` if it was the time.
         """
-        ticket = self._admission.ticket(self._settings.fetch_timeout_seconds, deadline_seconds)
+        ticket = self._admission.ticket(self._settings.fetch_timeout_seconds, deadline_seconds, lane, slow)
+        ticket.pace.begin()
         try:
             data = await self._explained(reference, job, chunk, ticket)
         except BaseException:
             ticket.hold.release()
             raise
+        finally:
+            ticket.pace.end()
         keep_or_release(ticket.hold)
         return data
 
@@ -148,12 +177,14 @@ class Fetcher:
                 return await self._run(self._data_pool, lambda: decode_data_uri(location, max_bytes=max_bytes), ticket)
             case "blob":
                 return await self._run(self._blob_pool, lambda: self._blob(job, chunk, location), ticket)
+            case "claim":
+                return await self._claims.read(job, chunk, location, ticket)
         raise ImageError(ErrorCode.INVALID_REFERENCE, f"{reference.scheme!r} is not a scheme that can be fetched")
 
-    async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], bytes], ticket: Ticket) -> bytes:
-        """Run a blocking call in a pool; a caller that gives up takes back what has not begun."""
+    async def _run(self, pool: LaneExecutor, call: Callable[[], bytes], ticket: Ticket) -> bytes:
+        """Run a blocking call in a pool."""
         async with self._admission.working(ticket):
-            data = await asyncio.get_running_loop().run_in_executor(pool, call)
+            data = await pool.run(ticket.lane, call)
         ticket.hold.charge(len(data))
         return data
 
@@ -170,6 +201,10 @@ class Fetcher:
                 ErrorCode.TOO_LARGE, f"the image has {len(data)} bytes; at most {self._settings.max_bytes} are read"
             )
         return data
+
+
+def _policy(settings: Settings) -> AddressPolicy:
+    return AddressPolicy(settings.http_allow, deny=settings.http_deny, ports=settings.http_ports)
 
 
 def _pool(name: str, threads: int) -> ThreadPoolExecutor:

@@ -1,0 +1,171 @@
+"""Records become final once, whatever is away at that moment: on the real ledger, with a sink that can go away."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from classifleet.config import ErrorCode, ImageError, Item, Payload, StorageUnavailable
+from classifleet.config.storage import FolderStore
+from classifleet.ledger import Commit, Lease
+from classifleet.worker import outages as outages_module
+from classifleet.worker import sink as sink_module
+from classifleet.worker.commits import Committer
+from classifleet.worker.leases import LeaseKeeper
+from classifleet.worker.outages import Interrupted, Outages
+from classifleet.worker.records import failed_records
+from classifleet.worker.sink import Sinks
+from tests.conftest import SettingsFactory
+from tests.fixtures_ledger import QUEUE, Bench
+from tests.support import wait_until
+
+
+class Store(FolderStore):
+    """A folder that is away while told so."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.away = threading.Event()
+        self.tried = 0
+
+    def put(self, name: str, data: bytes) -> None:
+        self.tried += 1
+        if self.away.is_set():
+            raise StorageUnavailable("503")
+        super().put(name, data)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = Store(tmp_path)
+    monkeypatch.setattr(sink_module, "open_store", lambda *_: store)
+    monkeypatch.setattr(sink_module, "WRITE_ATTEMPTS", 1)
+    monkeypatch.setattr(outages_module, "LONGEST_PAUSE_SECONDS", 0.01)
+    return store
+
+
+@pytest.fixture
+def outages() -> Outages:
+    return Outages()
+
+
+@pytest.fixture
+def interrupt() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def committer(bench: Bench, settings: SettingsFactory, outages: Outages, interrupt: threading.Event) -> Committer:
+    given = settings(sink_allow=["s3://b"], chunks_in_flight=2)
+    return Committer(
+        ledger=bench.ledger,
+        runner=bench.runner,
+        sinks=Sinks(given),
+        outages=outages,
+        settings=given,
+        interrupt=interrupt,
+    )
+
+
+def begun(bench: Bench, chunk: str, sink: str | None = "s3://b") -> tuple[Payload, Lease]:
+    payload = Payload(
+        job="j", chunk=chunk, items=[Item(id="a", ref="x"), Item(id="b", ref="y")], models=["m"], sink=sink
+    )
+    bench.put("j", chunk, payload=payload.encode())
+    return payload, bench.begin("j", chunk)
+
+
+def commit(committer: Committer, work: tuple[Payload, Lease], code: ErrorCode = ErrorCode.UNDECODABLE) -> Commit:
+    payload, lease = work
+    records = failed_records(payload, ImageError(code), attempt=lease.attempt, worker="w1")
+    return committer.commit(payload, lease, records, QUEUE, "bulk")
+
+
+def test_records_are_kept_while_the_sink_is_away(
+    bench: Bench, committer: Committer, store: Store, outages: Outages
+) -> None:
+    work = begun(bench, "0")
+    store.away.set()
+    with ThreadPoolExecutor(1) as pool:
+        committing = pool.submit(commit, committer, work)
+        wait_until(lambda: store.tried > 2, "tries")
+        assert set(outages.away()) == {"sink"}
+        with pytest.raises(StorageUnavailable, match="many chunks wait"):
+            commit(committer, begun(bench, "1"))
+        store.away.clear()
+        assert committing.result(10) is Commit.COMMITTED
+    assert outages.away() == {}
+    assert (store.root / "j/parts/0-1.ndjson").read_text().count("\n") == 2
+
+
+def test_a_process_that_ends_does_not_keep_them(
+    bench: Bench, committer: Committer, store: Store, interrupt: threading.Event
+) -> None:
+    work = begun(bench, "0")
+    store.away.set()
+    with ThreadPoolExecutor(1) as pool:
+        committing = pool.submit(commit, committer, work)
+        wait_until(lambda: store.tried > 1, "tries")
+        interrupt.set()
+        with pytest.raises(Interrupted):
+            committing.result(10)
+    assert bench.counts("j")[3] == 0
+
+
+def test_the_part_of_a_late_commit_is_deleted(bench: Bench, committer: Committer, store: Store) -> None:
+    payload, first = begun(bench, "0")
+    bench.run(bench.ledger.hand_back("w1", [("j", "0", first.attempt)]))
+    second = bench.begin("j", "0", "w2")
+    assert commit(committer, (payload, second)) is Commit.COMMITTED
+    assert commit(committer, (payload, first)) is Commit.LATE
+    assert [path.name for path in (store.root / "j/parts").iterdir()] == ["0-2.ndjson"]
+    assert commit(committer, (payload, second)) is Commit.REPEATED
+    assert [path.name for path in (store.root / "j/parts").iterdir()] == ["0-2.ndjson"]
+
+
+def test_faults_of_ours_become_dead_letters(bench: Bench, committer: Committer) -> None:
+    assert commit(committer, begun(bench, "0", sink=None), ErrorCode.INTERNAL) is Commit.COMMITTED
+    assert commit(committer, begun(bench, "1", sink=None), ErrorCode.NOT_FOUND) is Commit.COMMITTED
+    keys: list[str] = bench.runner.run(bench.ledger.dead_letters(0, 10))
+    assert sorted(keys) == ["j.0.0", "j.0.1"]
+    letter = bench.run(bench.ledger.dead_letter("j.0.1"))
+    assert letter["code"] == "internal"
+    assert json.loads(letter["letter"])["item"] == {"id": "b", "ref": "y"}
+
+
+def test_what_is_given_back_is_queued_again_without_a_death(bench: Bench, settings: SettingsFactory) -> None:
+    keeper = LeaseKeeper(bench.ledger, bench.runner, "w1", 60)
+    for chunk in ("0", "1", "2"):
+        _, lease = begun(bench, chunk)
+        keeper.add(("j", chunk, lease.attempt))
+    keeper.give_back(("j", "0", 1))
+    assert bench.images() == (2, 4, 0)
+    keeper.give_all_back()
+    assert bench.images() == (6, 0, 0)
+    assert bench.run(bench.ledger.chunk("j", "2"))["deaths"] == "0"
+
+
+def test_what_could_not_be_given_back_is_given_back_later(
+    bench: Bench, settings: SettingsFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from classifleet.config import LedgerUnavailable
+
+    keeper = LeaseKeeper(bench.ledger, bench.runner, "w1", 0.03)
+    begun(bench, "0")
+    keeper.add(("j", "0", 1))
+
+    def away(_: object) -> None:
+        raise LedgerUnavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.runner, "run", away)
+        keeper.give_back(("j", "0", 1))
+    assert bench.images() == (0, 2, 0)
+    keeper.start()
+    wait_until(lambda: bench.images() == (2, 0, 0), "the next renewal")
+    assert keeper.alive()
+    keeper.close()

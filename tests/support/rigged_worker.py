@@ -1,0 +1,65 @@
+"""`classifleet worker` with models that do what some images say.
+
+python -m tests.support.rigged_worker worker
+
+Magenta kills the process, cyan never returns. `RIGGED_SECONDS` is how long each forward pass takes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifleet.producer.cli import main
+from classifleet.worker import loading
+from classifleet.worker.models import tuned
+
+MAGENTA: Final = (255, 0, 255)
+CYAN: Final = (0, 255, 255)
+TOLERANCE: Final = 30  # JPEG changes colours
+
+
+class Rigged:
+    """A backend around the real one."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.name = backend.name
+        self._seconds = float(os.environ.get("RIGGED_SECONDS") or 0)
+
+    def warm(self, batch_sizes: Iterable[int]) -> None:
+        self._backend.warm(batch_sizes)
+
+    def close(self) -> None:
+        self._backend.close()
+
+    def run(self, batch: NDArray[np.uint8]) -> Any:
+        if _has(batch, MAGENTA):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if _has(batch, CYAN):
+            threading.Event().wait()
+        time.sleep(self._seconds)
+        return self._backend.run(batch)
+
+
+def _has(batch: NDArray[np.uint8], color: tuple[int, int, int]) -> bool:
+    return bool((abs(batch.mean(axis=(1, 2)) - np.array(color)) < TOLERANCE).all(axis=1).any())
+
+
+if __name__ == "__main__":
+    real = tuned.load_tuned
+
+    def rigged(*args: Any) -> Any:
+        loaded = real(*args)
+        return replace(loaded, backend=Rigged(loaded.backend))
+
+    loading.__dict__["load_tuned"] = rigged
+    main()

@@ -1,0 +1,161 @@
+"""From a chunk's records to the commit that makes them final.
+
+records ─► part in the sink ─► commit with dead letters, first wins ─► counted
+Finished records are worth waiting for: while Redis or the sink is away they are kept, and their lease is renewed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import structlog
+
+from classifleet.config import (
+    ImageError,
+    Lane,
+    LedgerUnavailable,
+    Payload,
+    Record,
+    Settings,
+    StorageError,
+    StorageUnavailable,
+)
+from classifleet.config.claims import Claims
+from classifleet.ledger import Commit, Lease, Ledger, SyncRunner
+from classifleet.worker.instruments import CLASSIFICATIONS, DEAD_LETTERS, DUPLICATES, IMAGES, STAGE_DURATION
+from classifleet.worker.letters import dead_letters
+from classifleet.worker.outages import Outages, patiently
+from classifleet.worker.records import Finished, finish
+from classifleet.worker.sink import Sinks, part_name
+
+log = structlog.get_logger(__name__)
+
+
+class Committer:
+    """Writes and commits the records of chunks. Safe across threads."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        runner: SyncRunner,
+        sinks: Sinks,
+        outages: Outages,
+        claims: Claims,
+        settings: Settings,
+        interrupt: threading.Event,
+    ) -> None:
+        self._ledger = ledger
+        self._runner = runner
+        self._sinks = sinks
+        self._outages = outages
+        self._claims = claims
+        self._keep_seconds = settings.keep_results_seconds
+        self._letters_ttl_ms = settings.dead_letter_ttl_seconds * 1000
+        self._letters_most = settings.dead_letters_max
+        self._interrupt = interrupt
+        self._sinks_away: set[str] = set()
+        self._for_sinks = threading.BoundedSemaphore(max(1, settings.chunks_in_flight // 2))
+
+    def commit(self, payload: Payload, lease: Lease, records: list[Record], queue: str, lane: Lane) -> Commit:
+        """Make the records final, unless another attempt was first.
+
+        Raises:
+            StorageError, StorageUnavailable: No part could be written.
+            LedgerUnavailable: Redis did not come back in time.
+            Interrupted: The process is ending.
+        """
+        if len(records) != len(payload.items):
+            raise RuntimeError(f"{len(records)} records for {len(payload.items)} images")
+        finished = finish(records)
+        part = self._write_part(payload, lease, finished)
+        dead = dead_letters(payload, records, lane)
+        start = time.monotonic()
+        call = self._ledger.commit(
+            payload.job,
+            payload.chunk,
+            lease.attempt,
+            finished.tally,
+            part=part,
+            records=() if part else finished.records,
+            dead=dead,
+            dead_ttl_ms=self._letters_ttl_ms,
+            dead_most=self._letters_most,
+        )
+        outcome, _ = patiently(
+            lambda: self._runner.run(call),
+            on=LedgerUnavailable,
+            seconds=self._keep_seconds,
+            interrupt=self._interrupt,
+        )
+        STAGE_DURATION.labels("commit").observe(time.monotonic() - start)
+        if outcome in (Commit.COMMITTED, Commit.REPEATED):
+            self._claims.delete(payload, keep={letter.ref for letter in dead})
+        if outcome is Commit.COMMITTED:
+            _count(records, queue)
+            for letter in dead:
+                DEAD_LETTERS.labels(letter.code).inc()
+        elif part and outcome is not Commit.REPEATED:
+            self._delete_part(payload, part)
+        return outcome
+
+    def _write_part(self, payload: Payload, lease: Lease, finished: Finished) -> str:
+        """The part's name; empty when the records go to Redis (no sink, or one that is not allowed)."""
+        sink = payload.sink
+        if not sink:
+            return ""
+        try:
+            self._sinks.require_allowed(sink)
+        except ImageError:
+            return ""
+        start = time.monotonic()
+        name = part_name(payload.chunk, lease.attempt)
+        encoded = [record for _, record in finished.records]
+
+        def write() -> None:
+            self._sinks.write_part(sink, payload.job, name, encoded)
+
+        try:
+            write()
+        except StorageUnavailable as error:
+            self._sinks_away.add(sink)
+            self._outages.failed("sink", error)
+            with self._a_place_to_wait():
+                patiently(write, on=StorageUnavailable, seconds=self._keep_seconds, interrupt=self._interrupt)
+        self._sinks_away.discard(sink)
+        if not self._sinks_away:  # another one that works says nothing of those that do not
+            self._outages.works("sink")
+        STAGE_DURATION.labels("sink").observe(time.monotonic() - start)
+        return name
+
+    @contextmanager
+    def _a_place_to_wait(self) -> Iterator[None]:
+        """At most half of the chunks wait for a sink, so that jobs without one, or with another, go on."""
+        if not self._for_sinks.acquire(blocking=False):
+            raise StorageUnavailable("the sink is away, and many chunks wait for it already")
+        try:
+            yield
+        finally:
+            self._for_sinks.release()
+
+    def _delete_part(self, payload: Payload, part: str) -> None:
+        DUPLICATES.inc()
+        try:
+            self._sinks.delete_part(payload.sink or "", payload.job, part)
+        except (StorageError, StorageUnavailable) as error:  # the finaliser deletes what no manifest names
+            log.debug("part not deleted", job=payload.job, part=part, error=str(error))
+
+
+def _count(records: Sequence[Record], queue: str) -> None:
+    outcomes = Counter(r["error"]["code"] if "error" in r else r["status"] for r in records)
+    for outcome, count in outcomes.items():
+        IMAGES.labels(queue, outcome).inc(count)
+    answers = Counter(
+        (name, a["error"]["code"] if "error" in a else "ok") for r in records for name, a in r["models"].items()
+    )
+    for (name, outcome), count in answers.items():
+        CLASSIFICATIONS.labels(name, outcome).inc(count)

@@ -1,0 +1,10 @@
+"""Exit codes of `classifleet worker` (docs/operations.md)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXIT_OK: Final = 0  # ended by SIGTERM or Ctrl-C
+EXIT_DEFECT: Final = 1
+EXIT_UNUSABLE: Final = 2  # settings, Redis, or a model that cannot be loaded
+EXIT_MEMORY: Final = 3  # more memory than max_rss_bytes; drained
