@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/lanes.py [--requests 60] [--model imagenet] [--set NAME=VALUE …]
 
 First one image at a time on an idle fleet; then the same while a bulk job keeps every place taken. Under the backlog
-p95 may be the idle p95 and two full batches: the one that runs when the image arrives, and its own.
+p95 may be the idle p95 and two full batches: the one that runs when the image arrives, and its own. What a batch takes
+is measured anew during each request, for on a shared machine it changes from one moment to the next.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 import urllib.request
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -29,8 +31,16 @@ from benchmarks.fleet import make_photos
 
 BULK_IMAGES: Final = 100_000  # more than a run gets through
 BATCHES: Final = 2
-Timed = tuple[float, dict[str, float]]  # milliseconds as the caller sees them, and by stage
 _SAMPLE: Final = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One request: milliseconds as its caller sees them, of a batch meanwhile, and its record's seconds by stage."""
+
+    milliseconds: float
+    batch_ms: float
+    stages: dict[str, float]
 
 
 def main() -> None:
@@ -53,38 +63,42 @@ def main() -> None:
         items = ((str(n), refs[n % len(refs)]) for n in range(BULK_IMAGES))
         job = fleet.submit_many(items, models=arguments.model)
         fill(job, process)
-        before, start = Counts(process), time.monotonic()
-        loaded = latencies(fleet, refs, arguments.model, arguments.requests)
-        rate = (Counts(process).images - before.images) / (time.monotonic() - start)
-        batch_ms, size = Counts(process).batch_since(before)
+        loaded = latencies(fleet, refs, arguments.model, arguments.requests, process)
         job.cancel()
     report("under a bulk backlog", loaded)
-    print(f"bulk and interactive together {rate:.1f} images/s; a batch of {size:.1f} takes {batch_ms:.1f} ms")
-    allowed = p(idle, 95) + BATCHES * batch_ms
-    verdict = "met" if p(loaded, 95) <= allowed else "NOT met"
-    print(f"target: p95 at most {allowed:.1f} ms (idle p95 + {BATCHES} full batches): {verdict}")
+    over = [timed.milliseconds - BATCHES * timed.batch_ms for timed in loaded]
+    print(f"a batch took {statistics.median(timed.batch_ms for timed in loaded):.1f} ms (median over the requests)")
+    verdict = "met" if p(over, 95) <= p([timed.milliseconds for timed in idle], 95) else "NOT met"
+    print(f"target: p95 at most the idle p95 beyond {BATCHES} batches; it is {p(over, 95):.1f} ms: {verdict}")
 
 
 def report(name: str, times: list[Timed]) -> None:
     """Print percentiles, and where the slowest spent its time."""
-    print(f"interactive, {name:21}  p50 {p(times, 50):7.1f} ms   p95 {p(times, 95):7.1f} ms", flush=True)
-    milliseconds, stages = max(times, key=lambda timed: timed[0])
-    print(f"    the slowest, {milliseconds:.0f} ms: {', '.join(f'{stage} {ms:.0f}' for stage, ms in stages.items())}")
+    values = [timed.milliseconds for timed in times]
+    print(f"interactive, {name:21}  p50 {p(values, 50):7.1f} ms   p95 {p(values, 95):7.1f} ms", flush=True)
+    slowest = max(times, key=lambda timed: timed.milliseconds)
+    stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in slowest.stages.items())
+    print(f"    seconds of the slowest: {stages}; a batch took {slowest.batch_ms / 1000:.2f}")
 
 
-def p(times: list[Timed], percent: int) -> float:
+def p(values: list[float], percent: int) -> float:
     """A percentile."""
-    return statistics.quantiles((timed[0] for timed in times), n=100, method="inclusive")[percent - 1]
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
-def latencies(fleet: Fleet, refs: list[str], model: str, count: int) -> list[Timed]:
-    """So many images, one at a time, at moments that nothing else sets."""
-    times: list[Timed] = []
+def latencies(
+    fleet: Fleet, refs: list[str], model: str, count: int, process: EmbeddedFleet | None = None
+) -> list[Timed]:
+    """So many images, one at a time, at moments that nothing else sets; with a process, batches are timed too."""
+    times = []
     for number in range(count):
+        before = Counts(process) if process else None
         start = time.perf_counter()
         result = fleet.submit(refs[number % len(refs)], models=model).result(timeout=600)
+        milliseconds = (time.perf_counter() - start) * 1000
         result.raise_for_error()
-        times.append(((time.perf_counter() - start) * 1000, dict(result.timings)))
+        batch_ms = Counts(process).batch_ms_since(before) if process and before else 0.0
+        times.append(Timed(milliseconds, batch_ms, dict(result.timings)))
         time.sleep(random.uniform(0, 0.1))
     return times
 
@@ -106,14 +120,10 @@ class Counts:
         forward = 'classifleet_stage_duration_seconds_{}stage="forward"'
         self.forward_seconds = values.get(forward.format("sum"), 0.0)
         self.images = values.get(forward.format("count"), 0.0)
-        self.batches = sum(v for name, v in values.items() if name.startswith("classifleet_batch_size_count"))
 
-    def batch_since(self, before: Counts) -> tuple[float, float]:
-        """Milliseconds that the batch of the average image took, and the average batch's size."""
-        images = self.images - before.images
-        return (self.forward_seconds - before.forward_seconds) / images * 1000, images / (
-            self.batches - before.batches
-        )
+    def batch_ms_since(self, before: Counts) -> float:
+        """Milliseconds that the batch of the average image took."""
+        return (self.forward_seconds - before.forward_seconds) / (self.images - before.images) * 1000
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,8 @@ from tests.support import wait_until
 
 GROUP = Path("/sys/fs/cgroup/memory")
 GROUP_BYTES = 1500 << 20
+WORKERS = 2
+NAMED_SECONDS = 240.0
 DECODER = (*SABOTEUR, "decoder")
 
 
@@ -29,38 +30,26 @@ def test_decoder(scenario: Scenario, part: str, harm: str, code: str) -> None:
     """The culprit is named; its neighbours and whoever shared the process are classified."""
     settings = {"SANDBOX_MEMORY_BYTES": str(512 << 20), "SANDBOX_SECONDS": "3", "DECODE_TIMEOUT_SECONDS": "15"}
     culprit = f"{harm}/3"
-    with (
-        memory_group(harm) as command,
-        scenario.arena(part=part, settings=settings, expected={culprit: code}) as it,
-        supervised(it, 2, (*command, *DECODER)),
-        it.load(backlog=60),
-    ):
-        items = [(f"{harm}/{n}", it.place.ref()) for n in range(8)]
-        name = it.place.web.add(f"{harm}.jpg", harmful(it.place.photo().read_bytes(), harm))
-        items[3] = (culprit, it.place.web.url(name))
-        it.inject(lambda: it.submit(harm, items))
-        wait_until(lambda: it.fleet.job(harm).progress().finished, "the culprit to be named", 240)
+    with memory_group(harm) as group, scenario.arena(part=part, settings=settings, expected={culprit: code}) as it:
+        command = (*group, *DECODER)
+        it.start(WORKERS, command=command)
+        with it.load(backlog=60):
+            items = [(f"{harm}/{n}", it.place.ref()) for n in range(8)]
+            name = it.place.web.add(f"{harm}.jpg", harmful(it.place.photo().read_bytes(), harm))
+            items[3] = (culprit, it.place.web.url(name))
+            it.inject(lambda: it.submit(harm, items))
+            job = it.fleet.job(harm)
+            wait_until(
+                lambda: supervised(it, command) and job.progress().finished, "the culprit to be named", NAMED_SECONDS
+            )
 
 
-@contextmanager
-def supervised(it: Arena, count: int, command: tuple[str, ...]) -> Iterator[None]:
-    """Keep so many workers running, as Kubernetes does."""
-    ended = threading.Event()
-    it.start(count, command=command)
-
-    def supervise() -> None:
-        while not ended.wait(0.2):
-            missing = count - sum(worker.process.running() for worker in it.workers)
-            if missing > 0:
-                it.start(missing, command=command, wait=False)
-
-    thread = threading.Thread(target=supervise)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+def supervised(it: Arena, command: tuple[str, ...]) -> bool:
+    """Keep two workers running, as Kubernetes does. Not on a thread: they would die with it (PR_SET_PDEATHSIG)."""
+    missing = WORKERS - sum(worker.process.running() for worker in it.workers)
+    if missing:
+        it.start(missing, command=command, wait=False)
+    return True
 
 
 @contextmanager

@@ -126,8 +126,8 @@ def test_restore(scenario: Scenario) -> None:
         it.start(1)
         with probing(it) as idle:
             threading.Event().wait(3)
-        with probing(it) as stalls:
-            it.inject(lambda: it.end(victim), victim)
+        it.inject(lambda: it.end(victim), victim)
+        with probing(it) as stalls:  # from now on: an image that the victim had would wait for its lease
             it.place.web.open("restored")
             wait_until(lambda: it.fleet.job("restored").progress().finished, "all chunks to be done", 120)
         longest = max(stalls)

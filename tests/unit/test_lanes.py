@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -104,8 +103,7 @@ def test_threads_take_interactive_first_and_leave_what_was_given_up() -> None:
     gate, order = threading.Event(), []
 
     async def scenario() -> None:
-        with ThreadPoolExecutor(1) as pool:
-            executor = LaneExecutor(pool)
+        with LaneExecutor(1, "test") as executor:
             tasks = [asyncio.create_task(executor.run("bulk", gate.wait, 10))]
             await asyncio.sleep(0)
             tasks += [asyncio.create_task(executor.run("bulk", order.append, f"b{n}")) for n in range(3)]
@@ -122,7 +120,7 @@ def test_threads_take_interactive_first_and_leave_what_was_given_up() -> None:
 
 def test_what_a_call_raises_arrives() -> None:
     async def scenario() -> None:
-        with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="invalid literal"):
-            await LaneExecutor(pool).run("bulk", int, "x")
+        with LaneExecutor(1, "test") as executor, pytest.raises(ValueError, match="invalid literal"):
+            await executor.run("bulk", int, "x")
 
     asyncio.run(scenario())

@@ -6,7 +6,6 @@ import asyncio
 import io
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from classifleet.config.reference import Reference
 from classifleet.ledger import Begin, Lease
 from classifleet.worker.batching import Device, ModelSlot
 from classifleet.worker.decode import DecodeLimits
+from classifleet.worker.lanes import LaneExecutor
 from classifleet.worker.models import ModelDescription
 from classifleet.worker.pipeline import Mark, Pipeline
 from classifleet.worker.waiting import WaitingRoom
@@ -87,7 +87,7 @@ def describe(name: str, **changes: Any) -> ModelDescription:
 
 @pytest.fixture
 def run() -> Iterator[Callable[..., list[Record]]]:
-    pools = ThreadPoolExecutor(2)
+    pools = LaneExecutor(2, "test")
 
     def call(
         images: dict[str, Any],
@@ -129,7 +129,7 @@ def run() -> Iterator[Callable[..., list[Record]]]:
             device.close()
 
     yield call
-    pools.shutdown()
+    pools.close()
 
 
 def test_a_good_image(run: Any) -> None:

@@ -20,6 +20,7 @@ from classifleet.config import ErrorCode, ImageError, Payload
 from classifleet.ledger import Begin, Lease
 from classifleet.worker.batching import Device, ModelSlot
 from classifleet.worker.decode import DecodeLimits, prepare
+from classifleet.worker.lanes import LaneExecutor
 from classifleet.worker.pipeline import Pipeline
 from classifleet.worker.sandbox import Sandbox
 from classifleet.worker.sandbox_child import FRAME, SandboxLimits
@@ -231,7 +232,7 @@ def classify(images: dict[str, Any], deaths: int, **options: Any) -> list[dict[s
     device.load("brightness@1", partial(ModelSlot, Brightness(), 8))
     items = [{"id": name, "ref": f"https://h/{name}"} for name in images]
     payload = Payload.model_validate({"job": "j", "chunk": "0", "items": items, "models": ["brightness"]})
-    with ThreadPoolExecutor(2) as pool:
+    with LaneExecutor(2, "test") as pool:
         pipeline = Pipeline(
             fetcher=Fetch({f"https://h/{name}": data for name, data in images.items()}),
             models={"brightness@1": describe("brightness")},

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from classifleet.config.reference import Reference
 from classifleet.ledger import Begin, Lease
 from classifleet.worker.batching import Device
 from classifleet.worker.decode import DecodeLimits
+from classifleet.worker.lanes import LaneExecutor
 from classifleet.worker.models import ModelDescription
 from classifleet.worker.pipeline import Pipeline
 from classifleet.worker.stages import bounded
@@ -67,7 +67,7 @@ def test_a_decoder_that_hangs_costs_one_image(monkeypatch: pytest.MonkeyPatch) -
     payload = Payload(job="j", chunk="0", items=items, models=["pets"])
     lease = Lease(Begin.RUN, "j", "0", attempt=1, models=("pets@1",))
     description = ModelDescription.model_validate(description_fields(), strict=False)
-    with ThreadPoolExecutor(2) as pool:
+    with LaneExecutor(2, "test") as pool:
         pipeline = Pipeline(
             fetcher=Fetched(), models={"pets@1": description}, device=Device(), decode_pool=pool,
             limits=DecodeLimits(), decoded_in_flight=4, worker="w", decode_seconds=0.05,

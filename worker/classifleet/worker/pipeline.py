@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Literal, Protocol
@@ -123,7 +122,7 @@ class Pipeline:
         fetcher: Fetch,
         models: Mapping[str, ModelDescription],
         device: Device,
-        decode_pool: ThreadPoolExecutor,
+        decode_pool: LaneExecutor,
         limits: DecodeLimits,
         decoded_in_flight: int,
         worker: str,
@@ -135,7 +134,7 @@ class Pipeline:
         self._fetcher = fetcher
         self._models = models
         self._device = device
-        self._decode_pool = LaneExecutor(decode_pool)
+        self._decode_pool = decode_pool
         self._limits = limits
         self._decoded = LaneSlots(decoded_in_flight)
         self._worker = worker

@@ -11,7 +11,6 @@ import os
 import secrets
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
@@ -35,6 +34,7 @@ from classifleet.worker.exits import EXIT_MEMORY, EXIT_OK
 from classifleet.worker.health import Health, HealthServer
 from classifleet.worker.ingest import Fetcher
 from classifleet.worker.intake import Intake
+from classifleet.worker.lanes import LaneExecutor
 from classifleet.worker.leases import LeaseKeeper
 from classifleet.worker.loading import ModelLoader, latest_versions
 from classifleet.worker.memory import MemoryWatch, cgroup_limit, limit_bytes
@@ -229,10 +229,8 @@ class Runtime:
     def _pipeline(self, fetcher: Fetcher, models: dict[str, ModelDescription], device: Device) -> Pipeline:
         settings = self.settings
         sandbox = self._sandbox()
-        decode_pool = ThreadPoolExecutor(
-            settings.decode_threads or usable_cores(), thread_name_prefix="classifleet-decode"
-        )
-        self._stack.callback(decode_pool.shutdown)
+        decode_pool = LaneExecutor(settings.decode_threads or usable_cores(), "classifleet-decode")
+        self._stack.callback(decode_pool.close)
         return Pipeline(
             fetcher=fetcher,
             models=models,

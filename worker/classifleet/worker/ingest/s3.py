@@ -12,7 +12,6 @@ import importlib.util
 import re
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from classifleet.config.errors import ErrorCode, ImageError, SettingsError
@@ -47,8 +46,7 @@ class S3Reader:
         self._settings = settings
         self._admission = admission
         self._allowed = source_prefixes(settings.source_allow)
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="classifleet-s3")
-        self._threads = LaneExecutor(self._pool)
+        self._threads = LaneExecutor(THREADS, "classifleet-s3")
         self._lock = threading.Lock()
         self._clients: _Clients | None = None
 
@@ -87,7 +85,7 @@ class S3Reader:
 
     def close(self) -> None:
         """Close the connections; a read under way ends on its own."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close(wait=False)
         with self._lock:
             clients, self._clients = self._clients, None
         if clients is not None:

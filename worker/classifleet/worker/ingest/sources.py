@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from classifleet.config import Lane
@@ -91,8 +90,9 @@ class Fetcher:
         )
         self._s3 = S3Reader(settings, self._admission)
         # Threads start when there is work for them.
-        self._pools = [_pool("files", FILE_THREADS), _pool("blobs", BLOB_THREADS), _pool("data", DATA_THREADS)]
-        self._file_pool, self._blob_pool, self._data_pool = map(LaneExecutor, self._pools)
+        self._file_pool = LaneExecutor(FILE_THREADS, "classifleet-files")
+        self._blob_pool = LaneExecutor(BLOB_THREADS, "classifleet-blobs")
+        self._data_pool = LaneExecutor(DATA_THREADS, "classifleet-data")
         self._claims = ClaimReader(settings, self._admission, self._blob_pool)
 
     async def start(self) -> None:
@@ -105,8 +105,8 @@ class Fetcher:
     async def close(self) -> None:
         """Close connections and threads; call it when no fetch is under way."""
         await self._http.close()
-        for pool in self._pools:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._file_pool, self._blob_pool, self._data_pool):
+            pool.close(wait=False)
         self._s3.close()
         self._claims.close()
 
@@ -205,7 +205,3 @@ class Fetcher:
 
 def _policy(settings: Settings) -> AddressPolicy:
     return AddressPolicy(settings.http_allow, deny=settings.http_deny, ports=settings.http_ports)
-
-
-def _pool(name: str, threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix=f"classifleet-{name}")
