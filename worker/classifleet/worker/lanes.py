@@ -91,6 +91,9 @@ class LaneSlots:
 
     async def acquire(self, lane: Lane) -> None:
         """Wait for a slot."""
+        if not self.full(lane):
+            self._held[lane] += 1
+            return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[lane].append(turn)
         self._serve(lane)

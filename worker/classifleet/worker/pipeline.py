@@ -229,7 +229,8 @@ class Pipeline:
                 image.timings["decode"] = _observe("decode", start)
                 del data
                 memory.release()
-                await asyncio.gather(*(self._infer(image, name, pixels, chunk) for name in models))
+                inferences = [self._infer(image, name, pixels, chunk) for name in models]
+                await (inferences[0] if len(inferences) == 1 else asyncio.gather(*inferences))
 
     def _known(self, image: _Image, lease: Lease) -> dict[str, ModelDescription]:
         """The models that are asked for and are here; those that are not have their answer."""
