@@ -147,8 +147,7 @@ def keys_page() -> str:
         "config/classifleet/config/keys.py",
         [
             "Every key begins with `classifleet:{<namespace>}:`, then goes on as the table says. Nothing is written "
-            "outside it, except by the Celery broker when that is the same Redis (the lists `classify.<pool>.<lane>`, "
-            "and kombu's `_kombu.*` and `unacked*`).",
+            "outside it.",
             table(("key", "type", "lives", "written by", "meaning"), rows),
             "A producer process hears of finished chunks on the channel `reply:<client>`.",
         ],

@@ -22,7 +22,7 @@ from classifleet.config.brokers import (
     transport_options,
     woken,
 )
-from classifleet.config.errors import BrokerUnavailable
+from classifleet.config.errors import BrokerFull, BrokerUnavailable
 from classifleet.config.payload import TASK_NAME, Lane, Message
 from classifleet.config.settings import Settings, for_kombu, is_redis, mask_url, queue_name
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 LANES: Final[tuple[Lane, ...]] = ("interactive", "bulk")
 PUBLISH_CONNECTIONS: Final = 4  # per process; a publish holds one for well under a millisecond
 _RETRIES: Final = 1  # each attempt gets its share of the caller's time
+_OUT_OF_MEMORY: Final = "OOM command not allowed"  # Redis at its maxmemory
 _RETRY_PAUSE_SECONDS: Final = 0.05
 
 _CONF: Final[dict[str, Any]] = {
@@ -118,6 +119,7 @@ class Publisher:
 
         Raises:
             BrokerUnavailable: Within `connect_timeout_seconds`.
+            BrokerFull: Its Redis is at its maxmemory.
             SettingsError: The broker is one that kombu does not know.
             MissingExtra: It needs a package that is not installed.
         """
@@ -133,6 +135,8 @@ class Publisher:
         try:
             yield
         except (KombuError, RedisError, OSError) as error:
+            if _OUT_OF_MEMORY in str(error):
+                raise BrokerFull(f"the broker {mask_url(self._url)} is full: {error}") from error
             raise BrokerUnavailable(f"the broker {mask_url(self._url)} did not answer: {error}") from error
 
     def _publish_on(self, connection: Connection, messages: list[tuple[str, Message]]) -> None:

@@ -7,7 +7,6 @@ there. Its life is put, read by a worker, deleted after the chunk's commit; what
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Collection, Container, Mapping
@@ -18,7 +17,7 @@ from classifleet.config.errors import MissingExtra, StorageError, StorageUnavail
 from classifleet.config.payload import Payload
 from classifleet.config.reference import Reference, parse_reference
 from classifleet.config.settings import Settings
-from classifleet.config.storage import Store, open_store
+from classifleet.config.storage import Store, Stores
 
 THREADS: Final = 8  # objects of one chunk that are written or deleted at a time
 SCHEME: Final = "claim:"
@@ -35,7 +34,7 @@ class Claims:
         # An upload is part of a call, which must not take long to say that the store is away.
         self._settings = settings.model_copy(update={"fetch_timeout_seconds": settings.connect_timeout_seconds})
         self._url = (settings.claim_store or "").rstrip("/")
-        self._opened: tuple[int, Store] | None = None
+        self._stores = Stores(self._settings)
 
     @property
     def enabled(self) -> bool:
@@ -105,11 +104,7 @@ class Claims:
         return f"{self._settings.namespace}/{job}/{chunk}/{sha256}"
 
     def _store(self) -> Store:
-        """The process's own: a forked child must not write to its parent's sockets."""
-        pid, opened = os.getpid(), self._opened
-        if opened is None or opened[0] != pid:
-            opened = self._opened = (pid, open_store(self._url, self._settings))
-        return opened[1]
+        return self._stores.open(self._url)
 
 
 _OURS: Final = re.compile(r"[^/]+/[^/]+/[0-9a-f]{64}")

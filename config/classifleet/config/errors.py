@@ -9,6 +9,7 @@ exception is raised. A *call* that cannot be carried out raises a `ClassifleetEr
     │   └── SettingsError     a setting is unknown or has a wrong value
     ├── Unavailable           something the call needs did not answer in time
     │   ├── BrokerUnavailable
+    │   │   └── BrokerFull    its Redis is at its maxmemory (a producer does not see it: the chunk is published later)
     │   ├── LedgerUnavailable
     │   │   ├── LedgerFull    Redis is at its maxmemory (a producer's submission raises QueueFull for it)
     │   │   └── NotReplicated too few replicas have the write (setting `durability`)
@@ -126,6 +127,10 @@ class Unavailable(ClassifleetError):
 
 class BrokerUnavailable(Unavailable):
     """The broker did not answer in time; repeating the call with the same id is harmless."""
+
+
+class BrokerFull(BrokerUnavailable):
+    """The broker's Redis is at its maxmemory and refused a message."""
 
 
 class LedgerUnavailable(Unavailable):

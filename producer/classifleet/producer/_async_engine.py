@@ -17,7 +17,7 @@ import redis.asyncio
 from classifleet.config import ClassifleetError, Settings
 from classifleet.config.celery_app import Publisher
 from classifleet.ledger import AsyncRunner, Replicas, connect_async
-from classifleet.producer._effects import Ask, Blocking, Effect, Flow, Listen, Pause, Publish
+from classifleet.producer._effects import Ask, Blocking, Effect, Flow, Listen, Pause, Publish, publish
 
 T = TypeVar("T")
 BLOCKING_THREADS: Final = 4  # for publishing (kombu blocks) and for reading files
@@ -62,7 +62,7 @@ class AsyncEngine:
             case Ask(calls):
                 return await self._here().runner.run_all(calls)
             case Publish(messages):
-                return await self.in_thread(self._publisher.publish, messages)
+                return await self.in_thread(publish, self._publisher, messages)
             case Listen(watch, seconds):
                 await _wait(watch, seconds)
                 watch.clear()

@@ -13,10 +13,13 @@ An engine performs the effects, in the calling thread (`SyncEngine`) or on an ev
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from classifleet.config import Message
+from classifleet.config.celery_app import Publisher
+from classifleet.config.errors import BrokerFull
 from classifleet.ledger import Call
 
 T = TypeVar("T")
@@ -60,3 +63,14 @@ class Blocking:
 
 Effect = Ask | Publish | Listen | Pause | Blocking
 Flow = Generator[Effect, Any, T]
+
+
+def publish(publisher: Publisher, messages: Sequence[tuple[str, Message]]) -> None:
+    """Perform `Publish`.
+
+    Raises:
+        BrokerUnavailable: The broker did not answer.
+    """
+    # The ledger has the chunks: what a full broker refuses, the reconciler publishes as soon as there is room.
+    with suppress(BrokerFull):
+        publisher.publish(messages)

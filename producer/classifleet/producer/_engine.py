@@ -15,7 +15,7 @@ import redis
 from classifleet.config import ClassifleetError, Settings
 from classifleet.config.celery_app import Publisher
 from classifleet.ledger import Replicas, SyncRunner, connect
-from classifleet.producer._effects import Ask, Blocking, Effect, Flow, Listen, Pause, Publish
+from classifleet.producer._effects import Ask, Blocking, Effect, Flow, Listen, Pause, Publish, publish
 
 T = TypeVar("T")
 SUBSCRIBE_SECONDS: Final = 1.0
@@ -58,7 +58,7 @@ class SyncEngine:
             case Ask(calls):
                 return self._connected().run_all(calls)
             case Publish(messages):
-                return self._publisher.publish(messages)
+                return publish(self._publisher, messages)
             case Listen(watch, seconds):
                 watch.wait(seconds)
                 watch.clear()

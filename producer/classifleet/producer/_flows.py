@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 from classifleet.config import ResultExpired, ResultTimeout, UnknownJob
-from classifleet.config.storage import open_store
+from classifleet.config.storage import Stores
 from classifleet.ledger import Part, QueueDepth, read_depth
 from classifleet.producer._effects import Ask, Blocking, Flow, Listen
 from classifleet.producer._submitting import Submitting
@@ -75,6 +75,11 @@ class Cursor:
 class Flows(Submitting):
     """The flows of one client process."""
 
+    stores: Stores = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stores", Stores(self.settings))
+
     # --- reading ----------------------------------------------------------------------------------------------
 
     def done(self, job: str) -> Flow[bool]:
@@ -140,7 +145,7 @@ class Flows(Submitting):
 
     def _read_part(self, sink: str, job: str, name: str) -> list[bytes]:
         try:
-            return open_store(sink, self.settings).get(f"{job}/{name}").splitlines()
+            return self.stores.open(sink).get(f"{job}/{name}").splitlines()
         except FileNotFoundError:
             raise ResultExpired(f"the part {name} of job {job} is no longer in {sink}") from None
 

@@ -14,6 +14,7 @@ from classifleet.ledger import Ledger, SyncRunner
 from classifleet.worker.sink import Sinks
 
 DUTY_LEASE_SECONDS: Final = 15.0
+DUTY_LEASE_LEAST_SECONDS: Final = 3.0
 PUBLISH_PAGE: Final = 500
 Chunk = tuple[str, str]
 
@@ -75,7 +76,9 @@ class Duty:
 
     def __init__(self, context: Context, name: str) -> None:
         self._context = context
-        self._call = context.ledger.hold(name, context.owner, lease_ms=int(DUTY_LEASE_SECONDS * 1000))
+        # No longer than a lease: until the next process takes the duty over, nobody's leases run out.
+        seconds = max(DUTY_LEASE_LEAST_SECONDS, min(DUTY_LEASE_SECONDS, context.settings.lease_seconds))
+        self._call = context.ledger.hold(name, context.owner, lease_ms=int(seconds * 1000))
 
     def hold(self) -> bool:
         """Take the duty, or keep it; false if another process has it."""
