@@ -45,7 +45,8 @@ def main() -> None:
         add_model(folder / "models")
         server = stack.enter_context(RedisServer.start(folder / "redis"))
         url = f"{server.url}/0"
-        settings = {"MODEL_REPOSITORY": str(folder / "models"), "LOG_LEVEL": "warning"}
+        sink = f"file://{folder}/sink"
+        settings = {"MODEL_REPOSITORY": str(folder / "models"), "LOG_LEVEL": "warning", "SINK_ALLOW": sink}
         worker = stack.enter_context(start_worker(url, folder / "worker.log", settings=settings, command=WORKER))
         submit(url, 32, 2048)
         print(f"{'images a chunk':>14} {'worker CPU/image':>18} {'commands/image':>16} {'images/s':>10}")
@@ -56,13 +57,15 @@ def main() -> None:
             micros = (cpu_seconds(worker) - before) / count * 1e6
             commands = sent(server, url, size)
             print(f"{size:>14} {micros:>15.0f} µs {commands:>16.2f} {rate:>10,.0f}")
-    sizes()
+        print("\nIn Redis, references of 61 characters, ids as they come by default:")
+        finished_sizes(server, url, sink)
+    queued_sizes()
 
 
-def submit(url: str, size: int, count: int) -> float:
+def submit(url: str, size: int, count: int, *, sink: str | None = None) -> float:
     """Run a job of so many images; images per second from its first begin to its last commit."""
     with Fleet(url, chunk_size=size) as fleet:
-        job = fleet.submit_many((REF.format(n) for n in range(count)), models="null")
+        job = fleet.submit_many((REF.format(n) for n in range(count)), models="null", sink=sink)
         progress = job.wait(timeout=600)
         if progress.ok != count:
             raise SystemExit(f"{count - progress.ok} of {count} images failed: {progress.by_code}")
@@ -107,8 +110,22 @@ def monitor(server: RedisServer) -> Iterator[Counter[str]]:
     thread.join()
 
 
-def sizes() -> None:
-    """Bytes in Redis of a queued image, of its record, and of a job of one image."""
+def finished_sizes(server: RedisServer, url: str, sink: str) -> None:
+    """Print what stays in Redis of an image that is done."""
+    with server.client() as client:
+        client.flushdb()
+        empty, count = used(client), 16_000
+        submit(url, 32, count)
+        kept = (used(client) - empty) / count
+        client.flushdb()
+        empty = used(client)
+        submit(url, 32, count, sink=sink)
+        in_sink = (used(client) - empty) / count
+    print(f"done, records in Redis: {kept:.0f} bytes an image; records in a sink: {in_sink:.1f} bytes an image")
+
+
+def queued_sizes() -> None:
+    """Print what a queued image takes in Redis, with its message in the broker."""
     with (
         tempfile.TemporaryDirectory() as folder,
         RedisServer.start(Path(folder), "--appendonly", "no") as server,
@@ -123,7 +140,7 @@ def sizes() -> None:
         for n in range(count):
             fleet.submit(REF.format(n), models="null")
         single = (used(client) - empty) / count
-    print(f"\nqueued in Redis: {bulk:.0f} bytes an image in chunks of 32; {single:.0f} bytes as a job of its own")
+    print(f"queued: {bulk:.0f} bytes an image in chunks of 32; {single:.0f} bytes as a job of its own")
 
 
 def used(client: redis.Redis) -> int:

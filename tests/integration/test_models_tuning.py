@@ -80,16 +80,15 @@ def rows(tuning) -> dict[str, object]:
 
 
 def test_a_model_that_lies_in_bf16_is_refused_there(tmp_path, settings, monkeypatch):
-    """The variants in fp32 are taken away, so that the lie would be the fastest way to run it."""
+    """Whatever the clock says, the lie counts as the fastest way to run it."""
     repository = add(tmp_path / "models", "liar", Liar())
-    tempting = [v for v in variants.VARIANTS if v.precision == "bf16" or v is variants.PLAIN]
+    tempting = (variants.PLAIN, variants.BY_NAME["torchscript/bf16"])
     monkeypatch.setattr("classifleet.worker.models.tuning.VARIANTS", tempting)
     monkeypatch.setattr("classifleet.worker.models.tuning._Trial._rank", lambda _, row: row.variant != "torchscript")
     found = rows(tuned.tune_model(repository, "liar@1", settings, "cpu"))
     assert found["torchscript"].status == "chosen"
     assert found["torchscript/bf16"].status == "refused"
     assert "the answer is equal on" in found["torchscript/bf16"].reason
-    assert found["torchscript/autocast_bf16"].status == "refused"
 
 
 def test_an_honest_model_runs_in_any_way_and_answers_the_same(tmp_path, settings):

@@ -95,7 +95,8 @@ def test_chunks_that_wait_for_drips_hold_no_place(tmp_path: Path, photos: Path, 
         assert good.wait(timeout=60).ok == GOOD_IMAGES
         assert fleet.submit(f"{url}/good", models=MODEL).result(timeout=60).ok
         assert dripping.progress().done == 0
-        assert f'classifleet_waiting_chunks{{lane="bulk"}} {DRIPPING_CHUNKS}.0' in worker.metrics()
+        waiting = f'classifleet_waiting_chunks{{lane="bulk"}} {DRIPPING_CHUNKS}.0'
+        wait_until(lambda: waiting in worker.metrics(), "every one of them to wait again")
         site.release.set()
         assert dripping.wait(timeout=60).ok == DRIPPING_CHUNKS * CHUNK
         wait_until(lambda: 'waiting_chunks{lane="bulk"} 0.0' in worker.metrics(), "nothing to wait any more")

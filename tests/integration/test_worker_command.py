@@ -64,7 +64,7 @@ def test_a_worker_that_still_loads_ends_at_once(zoo, redis_url, tmp_path, number
         wait_until(lambda: "loading" in worker.probe("/readyz")[1].get("models", {}).values(), "loading", 60)
         worker.process.signal(number)
         assert worker.process.process.wait(20) == 0
-    assert "model ready" not in log.read_text()
+    assert '"event": "ready"' not in log.read_text()
 
 
 def test_two_workers_on_one_host_do_not_clash(zoo, redis_url, tmp_path):

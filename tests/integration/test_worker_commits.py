@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from classifleet.config import ErrorCode, ImageError, Item, Payload, StorageUnavailable
+from classifleet.config.claims import Claims
 from classifleet.config.storage import FolderStore
 from classifleet.ledger import Commit, Lease
 from classifleet.worker import outages as outages_module
@@ -66,6 +67,7 @@ def committer(bench: Bench, settings: SettingsFactory, outages: Outages, interru
         runner=bench.runner,
         sinks=Sinks(given),
         outages=outages,
+        claims=Claims(given),
         settings=given,
         interrupt=interrupt,
     )
