@@ -185,18 +185,25 @@ def test_a_producer_that_must_wait_is_not_silent(bench: Bench) -> None:
     assert before < middle < bench.redis.zscore(bench.keys.shared("open"), "j")
 
 
-def test_a_job_that_was_opened_again_is_not_ended_by_an_old_look(bench: Bench) -> None:
+def test_a_complete_abandoned_job_is_not_opened_again_while_its_end_is_written(bench: Bench) -> None:
     bench.put("j", "c1", header=head(sink="file:///x"))
     bench.commit("j", "c1", bench.begin("j", "c1").attempt, part="p")
     bench.run(bench.ledger.abandon(-1, 9))
     assert bench.run(bench.ledger.finalisable(9)) == ["j"]
+    assert bench.put("j", "c1", header=head(sink="file:///x")) is Put.DONE
+    assert bench.put("j", "c2", header=head(sink="file:///x")) is Put.ABANDONED
+    assert bench.seal("j") is Put.SEALED
+    assert (bench.job("j")["state"], bench.counts("j")) == ("abandoned", (2, 1, 0, 2))
+    assert bench.run(bench.ledger.finish("j", 1)) is False, "the caller's manifest lacks an image"
+    assert bench.run(bench.ledger.finish("j", 2)) is True
+
+
+def test_a_job_that_was_opened_again_is_not_ended_by_an_old_look(bench: Bench) -> None:
+    bench.put("j", "c1", header=head(sink="file:///x"))
+    bench.run(bench.ledger.abandon(-1, 9))
     bench.put("j", "c2", header=head(sink="file:///x"))
     assert bench.run(bench.ledger.finish("j")) is False
-    assert bench.run(bench.ledger.finalisable(9)) == []
-    bench.commit("j", "c2", bench.begin("j", "c2").attempt, part="p2")
-    bench.run(bench.ledger.abandon(-1, 9))
-    assert bench.run(bench.ledger.finish("j", 2)) is False, "the caller's manifest lacks the second chunk"
-    assert bench.run(bench.ledger.finish("j", 4)) is True
+    assert bench.job("j")["state"] == "open"
 
 
 # --- no room -------------------------------------------------------------------------------------------------------

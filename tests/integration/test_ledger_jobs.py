@@ -187,6 +187,18 @@ def test_a_cancelled_job_ends_when_its_chunks_have_records(bench: Bench) -> None
     assert bench.images() == (0, 0, 4)
 
 
+def test_no_message_is_missing_for_a_cancelled_chunk_that_was_refused(bench: Bench) -> None:
+    for chunk in ("c1", "c2"):
+        bench.put("j", chunk)
+    bench.run(bench.ledger.cancel("j"))
+    assert bench.begin("j", "c1", queue=QUEUE).outcome is Begin.CANCELLED
+    assert bench.members("queued") == ["j/c2"]
+    assert bench.run(bench.ledger.pending("j", 0, 10)) == ["c1", "c2"]
+    for chunk in ("c1", "c2"):
+        bench.commit("j", chunk, MANUAL_ATTEMPT, tally=Tally(failed=2))
+    assert (bench.images(), bench.members("queued")) == ((0, 0, 4), [])
+
+
 def test_delete_takes_a_finished_job_page_by_page(bench: Bench) -> None:
     bench.put("running", "c1")
     assert bench.run(bench.ledger.delete("running")) == -1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from classifleet.config.celery_app import Publisher
-from classifleet.ledger import SyncRunner, Tally, connect
-from classifleet.worker.reconciler import Reconciler
+from classifleet.ledger import Put, SyncRunner, Tally, connect
+from classifleet.worker.reconciler import Reconciler, finaliser
 from classifleet.worker.sink import Sinks
 from tests.conftest import SettingsFactory
 from tests.fixtures_ledger import Bench
@@ -83,6 +84,48 @@ def test_every_image_of_a_cancelled_job_has_its_record(
     assert ids == {f"{chunk}-{name}" for chunk in range(300) if chunk != 7 for name in "ab"}
     if with_sink:
         assert manifest(sink, "j")["state"] == "cancelled"
+
+
+def test_jobs_that_only_others_can_end_hold_up_nobody_else(
+    bench: Bench, settings: SettingsFactory, sink: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exporter without the sink's credentials, and no worker."""
+    monkeypatch.setattr(finaliser, "PAGE", 2)
+    given = settings(sink_allow=[])
+    publisher = Publisher(given)
+    exporter = Reconciler(bench.ledger, bench.runner, publisher, Sinks(given), given, "e1", is_worker=False)
+    for job in ("s1", "s2", "s3"):
+        put(bench, job, "c", header={**HEADER, "sink": f"file://{sink}"})
+        bench.run(bench.ledger.cancel(job))
+    put(bench, "plain", "c")
+    bench.run(bench.ledger.cancel("plain"))
+    exporter.finalise()
+    publisher.close()
+    assert "finished_at" in bench.job("plain")
+    assert bench.run(bench.ledger.finalisable(9)) == ["s1", "s2", "s3"]
+
+
+def test_a_producer_that_comes_back_while_its_manifest_is_written_loses_nothing(
+    bench: Bench, reconciler: Reconciler, sink: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a chunk taken then, the part would be deleted as one that lost, and committed all the same."""
+    header = {**HEADER, "sink": f"file://{sink}"}
+    put(bench, "j", "c1", header=header)
+    bench.begin("j", "c1")
+    reconciler.context.sinks.write_part(f"file://{sink}", "j", "parts/c1-1.ndjson", [b"{}", b"{}"])
+    bench.commit("j", "c1", part="parts/c1-1.ndjson")
+    bench.run(bench.ledger.abandon(-1, 9))
+    write = Sinks.write_manifest
+    answers: list[Put] = []
+
+    def meanwhile(self: Sinks, *args: Any) -> None:
+        write(self, *args)
+        answers.extend((bench.put("j", "c2", header=header), bench.seal("j")))
+
+    monkeypatch.setattr(Sinks, "write_manifest", meanwhile)
+    reconciler.finalise()
+    assert answers == [Put.ABANDONED, Put.SEALED]
+    assert (bench.job("j")["state"], "finished_at" in bench.job("j")) == ("abandoned", True)
 
 
 def test_a_broken_sink_holds_up_nobody_else(bench: Bench, reconciler: Reconciler, sink: Path) -> None:

@@ -129,6 +129,17 @@ def test_the_part_of_a_late_commit_is_deleted(bench: Bench, committer: Committer
     assert [path.name for path in (store.root / "j/parts").iterdir()] == ["0-2.ndjson"]
 
 
+def test_the_part_of_a_job_that_is_gone_stays(bench: Bench, committer: Committer, store: Store) -> None:
+    """A commit whose answer was lost is repeated after its job was deleted: the manifest names this part."""
+    work = begun(bench, "c")
+    bench.seal("j")
+    assert commit(committer, work) is Commit.COMMITTED
+    bench.run(bench.ledger.finish("j"))
+    assert bench.run(bench.ledger.delete("j")) == 1
+    assert commit(committer, work) is Commit.GONE
+    assert [path.name for path in (store.root / "j/parts").iterdir()] == ["c-1.ndjson"]
+
+
 def test_faults_of_ours_become_dead_letters(bench: Bench, committer: Committer) -> None:
     assert commit(committer, begun(bench, "0", sink=None), ErrorCode.INTERNAL) is Commit.COMMITTED
     assert commit(committer, begun(bench, "1", sink=None), ErrorCode.NOT_FOUND) is Commit.COMMITTED

@@ -6,6 +6,7 @@ import io
 import struct
 import threading
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -84,6 +85,32 @@ def test_sixteen_bit_grey_with_a_transparent_level():
     Image.fromarray(np.array([[0, 65_535]], np.uint16)).save(file, "PNG", transparency=0)
     background = spec(resize="stretch", resize_size=8, background=[9, 8, 7])
     assert pixels(file.getvalue(), targets=[background])[0].tolist() == [[9, 8, 7], [255, 255, 255]]
+
+
+def png(depth: int, color_type: int, row: bytes, width: int, *chunks: bytes) -> bytes:
+    head = struct.pack(">IIBBBBB", width, 1, depth, color_type, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(chunks) + body + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+@pytest.mark.parametrize("key", [0, 1, 3, 0x101])
+def test_a_transparent_grey_is_compared_at_the_files_depth(depth, key):
+    """As in libpng: of a key, as many bits count as the pixels have."""
+    most = (1 << depth) - 1
+    levels = [level % (most + 1) for level in range(8)]
+    row = int("".join(f"{level:0{depth}b}" for level in levels), 2).to_bytes(depth)
+    background = spec(resize="stretch", resize_size=8, background=[0, 0, 77])
+    found = pixels(png(depth, 0, row, len(levels), chunk(b"tRNS", struct.pack(">H", key))), targets=[background])
+    shown = [[0, 0, 77] if level == key & most else [level * 255 // most] * 3 for level in levels]
+    assert found[0].tolist() == shown
+
+
+def test_a_transparent_colour_of_16_bits_is_compared_in_full():
+    """Pillow would take black for clear, since the key's second byte is 0 like black's first."""
+    row = struct.pack(">12H", 0, 0, 0, *[0x100] * 3, *[0x1FF] * 3, 0x100, 0x100, 0x101)
+    found = pixels(png(16, 2, row, 4, chunk(b"tRNS", struct.pack(">HHH", *[0x100] * 3))))
+    assert found[0].tolist() == [[0] * 3, [255] * 3, [1] * 3, [1] * 3]
 
 
 def test_alpha_is_laid_on_the_declared_background():

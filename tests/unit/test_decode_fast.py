@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classifleet.config.errors import ImageError
+from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.worker import decode as decoder
 from classifleet.worker.decode import DecodeLimits, decode, prepare
 from classifleet.worker.headers import open_image
-from classifleet.worker.turbo import turbo_pixels
+from classifleet.worker.turbo import is_lossless, turbo_pixels
 from tests.decode_support import IMAGENET, ORIENTATION, prepared
 from tests.models_support import NASTY, encode, noise, skimage_photo, spec
 
@@ -124,6 +124,32 @@ def test_what_is_broken_is_left_to_pillow(name):
     data = encode(noise(400, 300), "JPEG", quality=95)
     broken = damaged(data)[name]
     assert turbo_pixels(broken, opened(data)) is None
+
+
+def lossless(data: bytes) -> bytes:
+    """A JPEG that calls itself lossless; libjpeg believes it."""
+    sof = data.index(b"\xff\xc0")
+    return data[:sof] + b"\xff\xc3" + data[sof + 2 :]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [b"", b"\xff\xff", b"junk", b"\xff\x00", b"\xff\xd3", b"\xff\xfe\x00\x00", b"\xff\xfe\x00\x06\xff\xc0\x00\x00",
+     b"\xff\xe1\x00\x06\xff\xda\x00\x00", b"\xff\xc4\x00\x02", b"\xff\xcc\x00\x02"],
+)  # fmt: skip
+def test_a_lossless_jpeg_is_refused(before):
+    """Scaling one writes past the end of simplejpeg's array, and Pillow would show its corner."""
+    plain = encode(noise(400, 300), "JPEG")
+    with pytest.raises(ImageError, match="lossless") as caught:
+        decode(plain[:20] + before + lossless(plain)[20:], targets=[spec(resize="stretch", resize_size=8)])
+    assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT
+    assert not is_lossless(plain[:20] + before + plain[20:])
+
+
+def test_a_lossless_thumbnail_is_nobodys_business():
+    plain = encode(noise(400, 300), "JPEG")
+    comment = b"\xff\xfe" + (2 + 400).to_bytes(2) + lossless(plain)[:400]
+    assert decode(plain[:2] + comment + plain[2:]).info["width"] == 400
 
 
 def test_another_size_than_pillows_is_not_believed():

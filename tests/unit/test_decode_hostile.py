@@ -160,6 +160,14 @@ def test_padding_before_a_marker_is_bounded(padding):
     assert refusal(data[:2] + padding * MAX_PARTS + data[2:]).code is ErrorCode.UNDECODABLE
 
 
+@pytest.mark.parametrize("alone", [b"x", b"\xff\xc8\xff\xfc", b"\xff\xf0\xff\xfc"])
+def test_nothing_hides_parts_of_a_jpeg_from_the_count(alone):
+    """Pillow skips junk byte by byte, and reads no length after these markers."""
+    data = encode(noise(60, 40), "JPEG")
+    assert "parts" in str(refusal(data[:20] + alone + b"\xff\xfe\x00\x02" * MAX_PARTS + data[20:]))
+    assert decode(data[:20] + b"x" + data[20:]).info["width"] == 60
+
+
 def test_parts_behind_the_picture_count_in_a_png():
     data = encode(noise(60, 40), "PNG")
     assert refusal(data[:-12] + chunk(b"teSt", b"") * MAX_PARTS + data[-12:]).code is ErrorCode.UNDECODABLE
@@ -173,6 +181,20 @@ def test_scans_of_a_progressive_jpeg_are_bounded():
     assert error.code is ErrorCode.UNDECODABLE
     assert "scans" in str(error)
     assert decode(data + b"\xff\xda" * 1000).info["width"] == 400  # what follows the picture does not count
+
+
+def test_scans_of_a_baseline_jpeg_are_bounded():
+    """One that is not interleaved is read to its end before its first row appears: 5 ms a scan at 49 megapixels."""
+    data = encode(noise(400, 300), "JPEG")
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    assert "scans" in str(refusal(data[: data.index(b"\xff\xda")] + scan * (MAX_SCANS + 1) + data[-2:]))
+
+
+def test_a_large_jpeg_has_fewer_scans():
+    data = encode(Image.new("RGB", (7000, 7000)), "JPEG", progressive=True)
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    assert "more than 30 scans" in str(refusal(data[:-2] + scan * 40 + data[-2:]))
+    assert decode(data + scan * 40, targets=[spec(resize="stretch", resize_size=[32, 32])]).info["width"] == 7000
 
 
 @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"save_all": True, "append_images": [noise(60, 41)]}])

@@ -18,6 +18,10 @@ def test_a_process_that_starts_waits_since_it_knows_nothing() -> None:
     assert settled(contact, 1000, 1010, 1029.9, 1030, 1049) == [False, False, False, True, True]
 
 
+def test_a_clock_that_was_set_back_is_a_gap_and_not_a_wait_until_it_has_caught_up() -> None:
+    assert settled(Contact(LEASE_SECONDS), 9000, 9015, 9030, 60, 75, 90) == [False, False, True, False, False, True]
+
+
 @pytest.mark.parametrize("how", ["a call failed", "the clock jumped"])
 def test_after_a_gap_it_waits_again(how: str) -> None:
     contact = Contact(LEASE_SECONDS)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
 from classifleet.config import Lane
-from classifleet.worker.gate import Gate, GateClosed
+from classifleet.worker.gate import Gate, GateClosed, Turn
 from tests.support import wait_until
 
 SECONDS = 10.0
@@ -39,6 +39,7 @@ class House:
         self.gate = Gate()
         self.pool = pool
         self.guests: list[Guest] = []
+        self.turns: list[Turn] = []
 
     def _guest(self, enter: Callable[[], AbstractContextManager[None]]) -> Guest:
         guest = Guest(self.pool, enter)
@@ -53,9 +54,15 @@ class House:
 
     def alone(self) -> Guest:
         suspects = self.gate._suspects
-        guest = self._guest(lambda: self.gate.alone(SECONDS))
+        guest = self._guest(self._alone)
         wait_until(lambda: guest.inside.is_set() or self.gate._suspects > suspects, "the suspect to come")
         return guest
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self.gate.alone(SECONDS) as turn:
+            self.turns.append(turn)
+            yield
 
     def waiting(self, lane: Lane) -> int:
         return self.gate._waiting[lane]
@@ -103,10 +110,11 @@ def test_suspects_exclude_each_other_and_let_pass_all_that_waits(house: House) -
 def test_between_images_interactive_chunks_pass(house: House) -> None:
     suspect = house.alone()
     assert suspect.inside.wait(SECONDS)
-    assert not house.gate.let_pass(SECONDS)
+    turn = house.turns[0]
+    assert not house.gate.let_pass(turn, SECONDS)
     interactive, bulk = house.shared("interactive"), house.shared()
     assert house.gate.interactive_waits()
-    passing = house.pool.submit(house.gate.let_pass, SECONDS)
+    passing = house.pool.submit(house.gate.let_pass, turn, SECONDS)
     assert interactive.inside.wait(SECONDS)
     assert not passing.done()
     interactive.end()
@@ -114,6 +122,35 @@ def test_between_images_interactive_chunks_pass(house: House) -> None:
     assert not bulk.inside.is_set()
     suspect.end()
     assert bulk.inside.wait(SECONDS)
+
+
+def test_a_turn_that_ends_while_others_pass_leaves_the_gate_open(house: House) -> None:
+    """Its chunk ran out of time, and the thread that let others pass is left behind."""
+    suspect = house.alone()
+    assert suspect.inside.wait(SECONDS)
+    interactive = house.shared("interactive")
+    passing = house.pool.submit(house.gate.let_pass, house.turns[0], SECONDS)
+    assert interactive.inside.wait(SECONDS)
+    suspect.end()
+    with pytest.raises(GateClosed):
+        passing.result(SECONDS)
+    with pytest.raises(GateClosed):
+        house.gate.let_pass(house.turns[0], SECONDS)
+    interactive.end()
+    assert house.shared().inside.wait(SECONDS)
+
+
+def test_who_gives_up_letting_pass_leaves_another_suspect_alone(house: House) -> None:
+    first = house.alone()
+    assert first.inside.wait(SECONDS)
+    interactive, second = house.shared("interactive"), house.alone()
+    with pytest.raises(GateClosed):
+        house.gate.let_pass(house.turns[0], 0)
+    assert interactive.inside.wait(SECONDS)
+    interactive.end()
+    assert second.inside.wait(SECONDS)
+    first.end()
+    assert not house.shared().inside.is_set()
 
 
 def test_the_wait_is_bounded_and_leaves_no_trace(house: House) -> None:

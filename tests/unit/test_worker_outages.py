@@ -50,6 +50,9 @@ def unavailable(cause: Exception) -> LedgerUnavailable:
         (unavailable(OutOfMemoryError()), True),
         (unavailable(redis.BusyLoadingError()), True),
         (unavailable(ResponseError("WRONGTYPE")), False),
+        (unavailable(ResponseError("NOREPLICAS Not enough good replicas to write. script: f00")), True),
+        (unavailable(ResponseError("BUSY Redis is busy running a script.")), True),
+        (unavailable(ResponseError("Error running script: @user_script:17: -MISCONF Redis is configured to")), True),
         (StorageUnavailable("503"), True),
     ],
 )

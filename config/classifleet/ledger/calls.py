@@ -253,9 +253,9 @@ class Ledger:
             "SMEMBERS", self.keys.shared("queues"), lambda reply: sorted(_replies.read_strings(reply))
         )
 
-    def finalisable(self, count: int, now_ms: int | None = None) -> Call[list[str]]:
+    def finalisable(self, count: int, now_ms: int | None = None, offset: int = 0) -> Call[list[str]]:
         """Jobs that wait for their finaliser, oldest first; those that are due by `now_ms`."""
-        page = ("-inf", "+inf" if now_ms is None else now_ms, "LIMIT", 0, count)
+        page = ("-inf", "+inf" if now_ms is None else now_ms, "LIMIT", offset, count)
         return self._command("ZRANGEBYSCORE", self.keys.shared("finalise"), _replies.read_strings, *page)
 
     def defer(self, job: str, until_ms: int) -> Call[int]:

@@ -34,7 +34,7 @@ from classifleet.config import (
 from classifleet.config.payload import MESSAGE_VERSION, explain
 from classifleet.ledger import Begin, Lease, Ledger, SyncRunner
 from classifleet.worker.commits import Committer
-from classifleet.worker.gate import Gate, GateClosed
+from classifleet.worker.gate import Gate, GateClosed, Turn
 from classifleet.worker.inflight import InFlight
 from classifleet.worker.instruments import CHUNKS, HANDED_BACK, INFLIGHT, QUEUE_WAIT
 from classifleet.worker.leases import LeaseKeeper
@@ -131,10 +131,10 @@ class ChunkRunner:
             log.error("not a message of ours", queue=queue, fields=sorted(map(str, message))[:8])
             CHUNKS.labels("garbage").inc()
             return
-        if self._refusing.is_set():
-            self._stopped.wait(REFUSE_SECONDS)
-            raise Reject("the worker is ending", requeue=True)
-        with self.in_flight.one():
+        with self.in_flight.one():  # counted before it looks, so that no drain misses it
+            if self._refusing.is_set():
+                self._stopped.wait(REFUSE_SECONDS)
+                raise Reject("the worker is ending", requeue=True)
             self._run(message, queue)
 
     def _run(self, message: Mapping[str, Any], queue: str) -> None:
@@ -242,22 +242,21 @@ class ChunkRunner:
                 self._sinks.require_allowed(work.payload.sink)
             except ImageError as error:
                 return self._failed(work, error)
-        suspect = work.lease.deaths >= SUSPECT_DEATHS
-        gate = self._gate.alone if suspect else partial(self._gate.shared, work.lane)
-        with gate(timeout=self._chunk_seconds):
-            return self._classify(work, suspect)
+        if work.lease.deaths >= SUSPECT_DEATHS:
+            with self._gate.alone(self._chunk_seconds) as turn:
+                return self._classify(work, turn)
+        with self._gate.shared(work.lane, self._chunk_seconds):
+            return self._classify(work, None)
 
     def _failed(self, work: _Work, error: ImageError) -> list[Record]:
         return failed_records(work.payload, error, attempt=work.lease.attempt, worker=self._owner)
 
-    def _classify(self, work: _Work, suspect: bool) -> list[Record]:
-        async def mark(image: str) -> None:
-            await asyncio.get_running_loop().run_in_executor(None, self._mark, work, image)
-
-        if suspect:
+    def _classify(self, work: _Work, turn: Turn | None) -> list[Record]:
+        mark = partial(self._mark_aside, work, turn) if turn else None
+        if turn:
             log.warning("suspect chunk, alone", job=work.lease.job, chunk=work.lease.chunk, deaths=work.lease.deaths)
         future = asyncio.run_coroutine_threadsafe(
-            self._pipeline.classify(work.payload, work.lease, work.lane, mark=mark if suspect else None), self._loop
+            self._pipeline.classify(work.payload, work.lease, work.lane, mark=mark), self._loop
         )
         self._running.add(future)
         try:
@@ -268,11 +267,14 @@ class ChunkRunner:
             self._running.discard(future)
             future.cancel()
 
-    def _mark(self, work: _Work, image: str) -> None:
+    async def _mark_aside(self, work: _Work, turn: Turn, image: str) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._mark, work, turn, image)
+
+    def _mark(self, work: _Work, turn: Turn, image: str) -> None:
         """Say which image is touched next, and let others pass before it is."""
         if self._gate.interactive_waits():
             self._tell(work, "")
-            self._gate.let_pass(self._chunk_seconds)
+            self._gate.let_pass(turn, self._chunk_seconds)
         self._tell(work, image)
 
     def _tell(self, work: _Work, image: str) -> None:

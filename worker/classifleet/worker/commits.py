@@ -99,7 +99,7 @@ class Committer:
             _count(records, queue)
             for letter in dead:
                 DEAD_LETTERS.labels(letter.code).inc()
-        elif part and outcome is not Commit.REPEATED:
+        elif part and outcome is Commit.LATE:  # of a job that is gone the part may be the one that its manifest names
             self._delete_part(payload, part)
         return outcome
 

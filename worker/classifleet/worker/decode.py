@@ -28,10 +28,11 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.config.record import ImageInfo
 from classifleet.worker.color import Correction, correction
+from classifleet.worker.colorkey import load_keyed
 from classifleet.worker.headers import JPEG_END, DecodeLimits, open_image, quiet_pillow, sniff
 from classifleet.worker.models.description import Color, Preprocess
 from classifleet.worker.preprocess import SIDEWAYS, Picture, averages, preprocess, scaled_size
-from classifleet.worker.turbo import turbo_pixels
+from classifleet.worker.turbo import is_lossless, turbo_pixels
 
 __all__ = ["DecodeLimits", "Decoded", "decode", "prepare"]
 DRAFT_MARGIN: Final = 3.5
@@ -102,6 +103,8 @@ def prepare(
 
 def _decode(data: bytes, kind: str, targets: Sequence[Preprocess], limits: DecodeLimits) -> Decoded:
     image = open_image(data, kind, limits)
+    if kind == "JPEG" and is_lossless(data):  # shown by no browser, and not to be scaled; see `turbo`
+        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, "lossless JPEG")
     try:
         pictures = _pictures(image, data, targets, limits)
         truncated = False
@@ -133,15 +136,17 @@ def _pictures(
     drafted = _draft(image, targets, sideways=sideways) if scalable and not (limits.exact or shown) else image.size
     backgrounds = {target.background for target in targets} or {WHITE}
     ordinary = turbo_pixels(data, image) if scalable and not shown else None
-    flat = dict.fromkeys(backgrounds, ordinary) if ordinary is not None else _loaded(image, shown, backgrounds)
+    flat = dict.fromkeys(backgrounds, ordinary) if ordinary is not None else _loaded(image, data, shown, backgrounds)
     by_background = {background: Picture(rgb, (0, 0, *drafted), orientation) for background, rgb in flat.items()}
     return _Pictures(size[::-1] if sideways else size, by_background)
 
 
-def _loaded(image: ImageFile.ImageFile, shown: Correction | None, backgrounds: set[Color]) -> dict[Color, Image.Image]:
+def _loaded(
+    image: ImageFile.ImageFile, data: bytes, shown: Correction | None, backgrounds: set[Color]
+) -> dict[Color, Image.Image]:
     painted = image.tile[0].extents if image.tile else None
-    image.load()
-    return _flattened(_colors(image, shown, painted), backgrounds)
+    keyed = load_keyed(image, data)
+    return _flattened(_colors(keyed, image.format, shown, painted), backgrounds)
 
 
 def _info(data: bytes, kind: str, size: tuple[int, int]) -> ImageInfo:
@@ -190,11 +195,13 @@ def _flatten(image: Image.Image, background: Color) -> Image.Image:
     return canvas
 
 
-def _colors(image: Image.Image, shown: Correction | None, painted: tuple[int, int, int, int] | None) -> Image.Image:
+def _colors(
+    image: Image.Image, kind: str | None, shown: Correction | None, painted: tuple[int, int, int, int] | None
+) -> Image.Image:
     """A loaded picture in 8 bits and the colours that a person sees; clear where a first frame does not reach."""
     eight = _eight_bits(image)
     right = shown(eight) if shown else eight
-    if image.format not in ("GIF", "PNG") or painted is None or painted == (0, 0, *image.size):
+    if kind not in ("GIF", "PNG") or painted is None or painted == (0, 0, *image.size):
         return right
     canvas = Image.new("RGBA", image.size)
     canvas.paste(right.convert("RGBA").crop(painted), painted)

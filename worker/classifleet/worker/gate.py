@@ -19,6 +19,16 @@ class GateClosed(Exception):
     """It did not open in time, or the process is ending."""
 
 
+class Turn:
+    """A suspect's time alone; `inside` while nobody else passes, `over` when it has left for good."""
+
+    __slots__ = ("inside", "over")
+
+    def __init__(self) -> None:
+        self.inside = True
+        self.over = False
+
+
 class Gate:
     """A lock for readers (ordinary chunks) and writers (suspect ones). Safe across threads."""
 
@@ -55,35 +65,36 @@ class Gate:
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self, timeout: float) -> Iterator[None]:
+    def alone(self, timeout: float) -> Iterator[Turn]:
         """Work while nothing else does; errors as for `shared`."""
         self._enter(timeout)
+        turn = Turn()
         try:
-            yield
+            yield turn
         finally:
             with self._changed:
-                self._alone = False
-                self._passes.update(self._waiting)
+                turn.over = True
+                if turn.inside:
+                    self._alone = False
+                    self._passes.update(self._waiting)
                 self._changed.notify_all()
 
-    def let_pass(self, timeout: float) -> bool:
+    def let_pass(self, turn: Turn, timeout: float) -> bool:
         """Between two images of the one that is alone: let pass what is interactive. Whether there was any.
 
+        It may wait on a thread of its own, and be left behind there when the turn ends.
+
         Raises:
-            GateClosed: As for `shared`; the caller is alone all the same.
+            GateClosed: As for `shared`, or the turn is over; the caller is not alone any more.
         """
         with self._changed:
+            if turn.over:
+                raise GateClosed
             if not self._waiting["interactive"]:
                 return False
             self._passes["interactive"] = self._waiting["interactive"]
-            self._alone = False
-            self._suspects += 1
-            self._changed.notify_all()
-            try:
-                self._wait(self._may_be_alone, timeout)
-            finally:
-                self._suspects -= 1
-                self._alone = True
+            turn.inside = self._alone = False
+            self._enter_again(turn, timeout)
         return True
 
     def interactive_waits(self) -> bool:
@@ -105,6 +116,18 @@ class Gate:
             finally:
                 self._suspects -= 1
                 self._changed.notify_all()
+
+    def _enter_again(self, turn: Turn, timeout: float) -> None:
+        self._suspects += 1
+        self._changed.notify_all()
+        try:
+            self._wait(lambda: turn.over or self._may_be_alone(), timeout)
+            if turn.over:
+                raise GateClosed
+            turn.inside = self._alone = True
+        finally:
+            self._suspects -= 1
+            self._changed.notify_all()
 
     def _may_share(self, lane: Lane) -> bool:
         return not self._alone and (self._suspects == 0 or self._passes[lane] > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ FIRST_PAUSE_SECONDS: Final = 0.1
 LONGEST_PAUSE_SECONDS: Final = 5.0
 REFUSED_TRIES: Final = 3
 _AWAY: Final = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError, ReadOnlyError, OSError)
+# What a Redis says that will take writes again: in a script's error they need not come first.
+_REFUSALS: Final = re.compile(r"\b(BUSY|CLUSTERDOWN|MASTERDOWN|MISCONF|NOREPLICAS|TRYAGAIN) ")
 
 
 class Outages:
@@ -84,7 +87,9 @@ class Interrupted(Exception):
 
 def is_away(error: BaseException) -> bool:
     """Whether waiting helps; a script that failed on its keys fails again."""
-    return not isinstance(error, LedgerUnavailable) or isinstance(error.__cause__, _AWAY)
+    if not isinstance(error, LedgerUnavailable) or isinstance(error.__cause__, _AWAY):
+        return True
+    return isinstance(error.__cause__, redis.ResponseError) and bool(_REFUSALS.search(str(error.__cause__)))
 
 
 def patiently(call: Callable[[], T], *, on: type[Unavailable], seconds: float, interrupt: threading.Event) -> T:

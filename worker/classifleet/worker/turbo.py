@@ -2,10 +2,14 @@
 
 It gives the same pixels as Pillow, straight into an array, in three quarters of the time. Whatever it has a complaint
 about, be it a warning, goes to Pillow, whose word is final: so there is one set of answers for broken files.
+
+Lossless JPEGs (SOF3) must never come here, nor to `Image.draft`: libjpeg cannot scale them and writes them in full, in
+simplejpeg past the end of an array made for the scaled size.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import numpy as np
@@ -14,13 +18,28 @@ from numpy.typing import NDArray
 from PIL import ImageFile
 
 _COLORS: Final = {"RGB": ("YCbCr", "RGB"), "L": ("Gray",)}
+_MARKER: Final = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)  # what stands alone is left out
+_START_BYTES: Final = 2
+_LENGTH_BYTES: Final = 2
+_LOSSLESS: Final = 0xC3
+_HEADS_END: Final = frozenset({*range(0xC0, 0xD0), 0xD9, 0xDA}) - {0xC4, 0xC8, 0xCC}  # frames, EOI, SOS
+
+
+def is_lossless(data: bytes) -> bool:
+    """Whether libjpeg will take a JPEG for a lossless one. Walks its markers as libjpeg does, up to the frame's."""
+    at = _START_BYTES
+    while marker := _MARKER.search(data, at):
+        if marker[0][1] in _HEADS_END:
+            return marker[0][1] == _LOSSLESS
+        at = marker.end() + max(_LENGTH_BYTES, int.from_bytes(data[marker.end() : marker.end() + _LENGTH_BYTES]))
+    return False
 
 
 def turbo_pixels(data: bytes, image: ImageFile.ImageFile) -> NDArray[np.uint8] | None:
     """Decode at the scale that `Image.draft` has chosen. Thread-safe; releases the GIL.
 
     Args:
-        data: The file.
+        data: The file, not lossless.
         image: The same, opened by Pillow, its header checked, not loaded.
 
     Returns:

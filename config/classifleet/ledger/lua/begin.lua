@@ -23,7 +23,10 @@ local function refusal(c)
     put_aside(queue, job, chunk)
     return 'GONE'
   end
-  if c.cancelled then return 'CANCELLED' end
+  if c.cancelled then -- the finaliser answers it; until then no message is missing for it
+    redis.call('ZREM', queue_key(c.queue, 'queued'), c.member)
+    return 'CANCELLED'
+  end
   if c.state == 'parked' then return 'PARKED' end
   if c.state == 'leased' then return c.owner == owner and 'JOIN' or 'HELD' end
 end

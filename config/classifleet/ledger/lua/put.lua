@@ -7,6 +7,8 @@ redis.call('ZCARD', pending_key(job)) -- fails here, and not half way, if it is 
 if not known[1] and header == '' then return {'UNKNOWN'} end
 if known[1] and known[1] ~= request then return {'CONFLICT'} end
 local state = known[2] or 'open'
+-- One that is complete and waits for its finaliser has ended, too: its manifest may be half written.
+local over = known[5] or (state == 'abandoned' and redis.call('ZSCORE', P .. 'finalise', job))
 local queue = known[4] or given['queue']
 local ck, outcome = nil, 'SEALED'
 -- A producer that has to wait is not silent.
@@ -27,7 +29,7 @@ if chunk ~= '' then
     if before ~= digest then return {'CONFLICT'} end
     outcome = part and 'DONE' or string.upper(c[2])
   elseif state == 'cancelled' then return {'CANCELLED'}
-  elseif state == 'abandoned' and known[5] then return {'ABANDONED'}
+  elseif state == 'abandoned' and over then return {'ABANDONED'}
   elseif state ~= 'open' and state ~= 'abandoned' then return {'CONFLICT'}
   elseif tonumber(known[3] or '0') >= tonumber(window) then return wait('WINDOW')
   else
@@ -50,7 +52,7 @@ for field, value in pairs(given) do
   if not known[1] or field == 'reply_to' then redis.call('HSET', jk, field, value) end
 end
 redis.call('HSET', jk, 'last_seen', now)
-if state == 'abandoned' and not known[5] then
+if state == 'abandoned' and not over then
   redis.call('HSET', jk, 'state', 'open')
   state = 'open'
 end

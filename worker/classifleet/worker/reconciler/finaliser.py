@@ -6,7 +6,7 @@ Everything can be repeated: what a process that ended had begun, the next one go
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -18,7 +18,6 @@ from classifleet.worker.reconciler.answers import answer
 from classifleet.worker.reconciler.context import Context, Duty
 
 log = structlog.get_logger(__name__)
-JOBS_A_ROUND: Final = 256
 PAGE: Final = 256
 CANCEL_PAGE: Final = 128
 LOOK_AGAIN_MS: Final = 2_000  # chunks of a cancelled job are at work: their commits come, or their leases run out
@@ -43,12 +42,19 @@ class Finaliser:
         context = self._context
         if not self._duty.hold():
             return False
-        for job in context.runner.run(context.ledger.finalisable(JOBS_A_ROUND, context.now_ms())):
+        now_ms, others = context.now_ms(), 0
+        while jobs := context.runner.run(context.ledger.finalisable(PAGE, now_ms, others)):
             self._duty.keep()
-            fields = context.runner.run(context.ledger.job(job))
-            if ("sink" in fields) == self._with_sink:
-                self._try(job, fields)
+            mine = self._mine(jobs)
+            others += len(jobs) - len(mine)  # they stay where they are, until the other duty has looked
+            for job in mine:
+                self._duty.keep()
+                self._try(job, context.runner.run(context.ledger.job(job)))
         return True
+
+    def _mine(self, jobs: Sequence[str]) -> list[str]:
+        hashes = self._context.runner.run_all([self._context.ledger.job(job) for job in jobs])
+        return [job for job, fields in zip(jobs, hashes, strict=True) if ("sink" in fields) == self._with_sink]
 
     def _try(self, job: str, fields: dict[str, str]) -> None:
         try:
@@ -110,9 +116,10 @@ class Finaliser:
     def _answer_cancelled(self, job: str, fields: dict[str, str]) -> None:
         """Give every image that is still queued its record."""
         runner, ledger = self._context.runner, self._context.ledger
-        offset = 0
-        while chunks := runner.run(ledger.pending(job, offset, CANCEL_PAGE)):
+        offset, before = 0, None
+        while (chunks := runner.run(ledger.pending(job, offset, CANCEL_PAGE))) and chunks != before:
             self._duty.keep()
+            before = chunks
             hashes = runner.run_all([ledger.chunk(job, chunk) for chunk in chunks])
             queued = [(chunk, held) for chunk, held in zip(chunks, hashes, strict=True) if "n" in held]
             offset += len(chunks) - len(queued)

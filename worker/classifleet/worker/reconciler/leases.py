@@ -36,7 +36,7 @@ class Contact:
 
     def settled(self, now_ms: float) -> bool:
         """Note that Redis answered; whether it has done so for long enough."""
-        if self._since is None or now_ms - self._last > self._gap_ms:
+        if self._since is None or not 0 <= now_ms - self._last <= self._gap_ms:  # below 0: the clock was set back
             self._since = now_ms
         self._last = now_ms
         return now_ms - self._since >= self._quiet_ms
