@@ -32,6 +32,18 @@ INLINE_FINISH_CHUNKS = 64  # as in ledger/lua/prelude.lua
 # --- commit --------------------------------------------------------------------------------------------------------
 
 
+def test_a_commit_is_of_the_images_that_were_begun(bench: Bench) -> None:
+    """The job was deleted, and another one took its id while the first one's worker still ran."""
+    bench.put("j", "c1", digest="1" * 16)
+    old = bench.begin("j", "c1")
+    assert old.digest == "1" * 16
+    bench.redis.flushdb()
+    bench.put("j", "c1", digest="2" * 16)
+    new = bench.begin("j", "c1")
+    assert bench.commit("j", "c1", old.attempt, digest=old.digest) == (Commit.GONE, False)
+    assert bench.commit("j", "c1", new.attempt, digest=new.digest) == (Commit.COMMITTED, False)
+
+
 def test_the_first_commit_wins(bench: Bench) -> None:
     bench.put("j", "c1", images=6, seal=True)
     bench.put("open", "c1")

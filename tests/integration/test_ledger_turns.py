@@ -49,7 +49,17 @@ def test_who_comes_late_gets_its_share_and_not_a_burst(bench: Bench) -> None:
     fill(bench, "early", 100)
     turns(bench, ("early", "0"), 50)
     fill(bench, "late", 50)
-    assert Counter(turns(bench, ("early", "0"), 20)) == {"early": 10, "late": 10}
+    assert Counter(turns(bench, ("early", "0"), 21)) == {"early": 11, "late": 10}
+
+
+def test_a_stream_of_new_jobs_keeps_nobody_waiting(bench: Bench) -> None:
+    """Their names sort first, and there is always another one."""
+    fill(bench, "z", 3)
+    served = []
+    for index in range(12):
+        fill(bench, f"a{index}", 2)
+        served.append(turn(bench, ("z", "0")).job)
+    assert served.count("z") == 3
 
 
 def test_who_comes_again_and_again_gains_nothing(bench: Bench) -> None:

@@ -59,7 +59,7 @@ def read_lease(reply: list[Any]) -> Lease:
     outcome = Begin(reply[0].decode())
     if outcome not in (Begin.RUN, Begin.EXPIRED):
         return Lease(outcome)
-    _, job, chunk, payload, attempt, deaths, waited_ms, left_ms, models, convicted = reply
+    _, job, chunk, payload, attempt, deaths, waited_ms, left_ms, models, convicted, digest = reply
     return Lease(
         outcome,
         job.decode(),
@@ -71,6 +71,7 @@ def read_lease(reply: list[Any]) -> Lease:
         int(float(left_ms)) if left_ms else None,
         tuple(json.loads(models)),
         frozenset(json.loads(convicted)),
+        digest.decode(),
     )
 
 

@@ -153,14 +153,16 @@ class Ledger:
         dead: Sequence[DeadLetter] = (),
         dead_ttl_ms: int = 0,
         dead_most: int = 0,
+        digest: str = "",
     ) -> Call[tuple[Commit, bool]]:
         """Finish a chunk: the first commit wins. The flag says that the job now waits for its finaliser.
 
-        Dead letters live for `dead_ttl_ms`; the oldest go when there are more than `dead_most`.
+        Dead letters live for `dead_ttl_ms`; the oldest go when there are more than `dead_most`. With the `digest` of
+        its lease a commit is refused when the job was deleted meanwhile, and its id used again for other images.
         """
         flat: list[Any] = [value for pair in records for value in pair]
         head = (job, chunk, attempt, tally.ok, tally.partial, tally.failed, json.dumps(dict(tally.codes)), part)
-        letters = (json.dumps([asdict(letter) for letter in dead]), dead_ttl_ms, dead_most)
+        letters = (json.dumps([asdict(letter) for letter in dead]), dead_ttl_ms, dead_most, digest)
         return self._script(_scripts.COMMIT, (*head, *letters, *flat), _replies.read_commit, durable=True)
 
     def hand_back(self, owner: str, leases: Sequence[tuple[str, str, int]]) -> Call[list[tuple[str, str]]]:

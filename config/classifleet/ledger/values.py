@@ -71,7 +71,7 @@ class Lease:
     """A chunk as `begin` hands it out; it need not be the one that the wake-up call named.
 
     Times are milliseconds; `models` has versions where they are pinned; `convicted` are ids of images that killed a
-    worker that was alone with them.
+    worker that was alone with them; `digest` is of the payload, for `commit`.
     """
 
     outcome: Begin
@@ -84,6 +84,7 @@ class Lease:
     left_ms: int | None = None
     models: tuple[str, ...] = ()
     convicted: frozenset[str] = frozenset()
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,7 @@ class Committer:
             dead=dead,
             dead_ttl_ms=self._letters_ttl_ms,
             dead_most=self._letters_most,
+            digest=lease.digest,
         )
         outcome, _ = patiently(
             lambda: self._runner.run(call),

@@ -1,7 +1,7 @@
--- Pairs of image id and record follow the first eleven arguments (none for a job with a sink: `part` names its part).
+-- Pairs of image id and record follow the first twelve arguments (none for a job with a sink: `part` names its part).
 -- Each dead letter keeps what is needed to try its image again, and its parked image.
 local job, chunk, attempt, ok, partial, failed, codes_json, part = unpack(ARGV, 1, 8)
-local dead_json, dead_ttl_ms, dead_most = unpack(ARGV, 9, 11)
+local dead_json, dead_ttl_ms, dead_most, digest = unpack(ARGV, 9, 12)
 local HSET_FIELDS = 128 -- at a time: Lua's stack is bounded
 local jk, log_key, records_key = job_key(job), P .. 'log:' .. job, P .. 'records:' .. job .. ':' .. chunk
 local won = attempted('HGET', P .. 'parts:' .. job, chunk)
@@ -10,6 +10,8 @@ local c = load(job, chunk)
 local writable = won == false and attempted('LLEN', log_key) and attempted('HLEN', records_key)
 local held = fields(chunk_key(job, chunk), 'digest', 'payload', 'room', 'history')
 if not c or not writable or not held[1] then return {'GONE', 0} end
+-- The job was deleted and its id used again: these records are of other images.
+if digest ~= '' and held[1] ~= digest then return {'GONE', 0} end
 local codes, dead, keep = cjson.decode(codes_json), cjson.decode(dead_json), {}
 for _, letter in ipairs(dead) do keep[letter.ref] = true end
 redis.call('DEL', c.key)
@@ -48,7 +50,7 @@ redis.call('HINCRBY', jk, 'ok', tonumber(ok))
 redis.call('HINCRBY', jk, 'partial', tonumber(partial))
 redis.call('HINCRBY', jk, 'failed', tonumber(failed))
 for code, images in pairs(codes) do redis.call('HINCRBY', jk, 'code:' .. code, images) end
-for i = 12, #ARGV, HSET_FIELDS do
+for i = 13, #ARGV, HSET_FIELDS do
   redis.call('HSET', records_key, unpack(ARGV, i, math.min(i + HSET_FIELDS - 1, #ARGV)))
 end
 local last = end_if_complete(job)

@@ -77,7 +77,8 @@ local function tick(queue, what, n)
 end
 local function count(queue, state, n) redis.call('HINCRBY', queue_key(queue, 'images'), state, n) end
 -- The ring says whose turn it is. Interactive: jobs by time of entry. Bulk: jobs by images begun. A job that comes, or
--- comes again, starts where the least served one is, or where it left if that is further: it gains and loses nothing.
+-- comes again, starts one chunk behind the least served one, or where it left if that is further. Were it level with
+-- that one, new jobs whose names sort first could keep it waiting for ever.
 local function is_interactive(queue) return string.find(queue, '%.interactive$') end
 local function join_ring(c)
   local ring = queue_key(c.queue, 'ring')
@@ -87,7 +88,7 @@ local function join_ring(c)
   local least = redis.call('ZRANGE', ring, 0, 0, 'WITHSCORES')[2]
     or redis.call('HGET', queue_key(c.queue, 'images'), 'turn')
   local served = redis.call('HGET', job_key(c.job), 'served')
-  redis.call('ZADD', ring, math.max(tonumber(least or 0), tonumber(served or 0)), c.job)
+  redis.call('ZADD', ring, math.max(tonumber(least or 0) + c.n, tonumber(served or 0)), c.job)
 end
 local function leave_ring(queue, job)
   local served = redis.call('ZSCORE', queue_key(queue, 'ring'), job)

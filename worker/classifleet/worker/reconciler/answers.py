@@ -36,17 +36,18 @@ def answer(context: Context, job: str, fields: Mapping[str, str], held: Sequence
     writes = bool(sink) and context.writes_to(sink)
     if writes:
         _write_parts(context, sink, job, payloads, finished)
-    calls = [_commit(context, payload, each, writes) for payload, each in zip(payloads, finished, strict=True)]
+    digests = [chunk_fields.get("digest", "") for _, chunk_fields in held]
+    calls = [_commit(context, *each, writes) for each in zip(payloads, finished, digests, strict=True)]
     context.runner.run_all(calls)
     for payload in payloads:
         context.claims.delete(payload)
 
 
-def _commit(context: Context, payload: Payload, finished: Finished, writes: bool) -> Call[Any]:
+def _commit(context: Context, payload: Payload, finished: Finished, digest: str, writes: bool) -> Call[Any]:
     part = part_name(payload.chunk, MANUAL_ATTEMPT) if writes else ""
     records = () if writes else finished.records
     return context.ledger.commit(
-        payload.job, payload.chunk, MANUAL_ATTEMPT, finished.tally, part=part, records=records
+        payload.job, payload.chunk, MANUAL_ATTEMPT, finished.tally, part=part, records=records, digest=digest
     )
 
 
