@@ -16,7 +16,7 @@ from tests.chaos.load import Accepted
 from tests.chaos.observer import QUEUES
 from tests.support import ManagedProcess, wait_until
 
-IMAGES = 4000
+IMAGES = 2000
 CHUNK = 4
 
 
@@ -27,7 +27,7 @@ def test_producer(scenario: Scenario, tmp_path: Path) -> None:
         with it.load(backlog=30):
             for turn in range(5 if scenario.full else 1):
                 items = [
-                    (f"killed-{turn}/{n}", it.place.ref()) for n in range(IMAGES if scenario.full else IMAGES // 4)
+                    (f"killed-{turn}/{n}", it.place.ref()) for n in range(IMAGES if scenario.full else IMAGES // 2)
                 ]
                 submit_and_die(it, f"killed-{turn}", items, tmp_path / f"{turn}.json")
 

@@ -196,6 +196,14 @@ def test_exif_orientation(orientation, kind):
     assert np.abs(np.asarray(picture.image).astype(int) - np.asarray(upright).astype(int)).max() <= 6
 
 
+@pytest.mark.parametrize(("kind", "size"), [(3, (407, 611)), (4, (611, 407)), (1, (611, 407))])
+def test_an_orientation_is_a_short_number(kind, size):
+    """Browsers obey no other type, so a person would not see the picture turned."""
+    entry = b"\x12\x01" + kind.to_bytes(2, "little") + b"\x01\0\0\0" + b"\x06\0\0\0"
+    data = encode(noise(611, 407), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + b"\0\0\0\0")
+    assert (decode(data).info["width"], decode(data).info["height"]) == size
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65_535])
 def test_meaningless_orientation_is_upright(orientation):
     exif = Image.Exif()
