@@ -12,11 +12,13 @@ from pathlib import Path
 from classifleet.producer import Fleet
 from tests.chaos.model import MODEL
 
+WINDOW_CHUNKS = 40  # so that it has to wait for the workers, and can be killed in the middle
+
 
 def main(broker: str, ledger: str, namespace: str, job: str, chunk_size: str, items: str) -> None:
     """Submit, and end."""
-    with Fleet(broker, redis_url=ledger, namespace=namespace) as fleet, Path(items).open() as file:
-        pairs = [(name, ref) for name, ref in json.load(file)]
+    pairs = [(name, ref) for name, ref in json.loads(Path(items).read_text())]
+    with Fleet(broker, redis_url=ledger, namespace=namespace, submission_window=WINDOW_CHUNKS) as fleet:
         fleet.submit_many(pairs, models=MODEL, job_id=job, chunk_size=int(chunk_size))
 
 
