@@ -79,7 +79,7 @@ class Drain:
         try:
             self._drain(asked)
             self._drained.finish(asked.exitcode)
-        except Exception:
+        except Exception:  # whatever it is, the process must still end: leases and messages come back by themselves
             log.exception("drain failed")
         time.sleep(LAST_SECONDS)
         log.error("the worker does not end by itself; ended", exitcode=asked.exitcode)
