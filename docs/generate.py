@@ -20,7 +20,8 @@ from pydantic.fields import FieldInfo
 
 from classifleet.config import CODES, KEY_TABLE, Settings, errors
 from classifleet.config.errors import ClassifleetError
-from classifleet.config.settings import CONFIG_FILE_VARIABLE, DEFAULT_CONFIG_FILE, ENV_PREFIX, default_model_repository
+from classifleet.config.setting_sources import CONFIG_FILE_VARIABLE, DEFAULT_CONFIG_FILE, ENV_PREFIX
+from classifleet.config.settings import default_model_repository
 from classifleet.worker import instruments
 
 DOCS: Final = Path(__file__).parent

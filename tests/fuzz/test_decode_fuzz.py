@@ -50,6 +50,7 @@ def corpus() -> list[bytes]:
     frames = [image.rotate(90 * n) for n in range(1, 3)]
     made += [encode(image, kind, save_all=True, append_images=frames) for kind in ("GIF", "WEBP", "PNG", "MPO")]
     made += [encode(image, "JPEG", progressive=True), encode(image, "JPEG", icc_profile=b"A2B" * 99)]
+    made += [encode(image, "JPEG").replace(b"\xff\xc0", b"\xff\xc3", 1)]  # lossless, which simplejpeg must never see
     found = [path for folder in (NASTY, PHOTOS) if folder.is_dir() for path in sorted(folder.iterdir())]
     return made + [path.read_bytes() for path in found if path.stat().st_size < LARGEST_BYTES]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from classifleet.config import Settings, SettingsError, mask_url, queue_name
-from classifleet.config.settings import for_kombu, for_redis_py, is_redis
+from classifleet.config.urls import for_kombu, for_redis_py, is_redis
 
 
 @pytest.fixture(autouse=True)

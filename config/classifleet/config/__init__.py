@@ -29,7 +29,8 @@ from classifleet.config.keys import KEY_TABLE, SCHEMA_VERSION, Keys
 from classifleet.config.payload import Item, Lane, Message, Options, Payload, make_payload, message
 from classifleet.config.record import ErrorInfo, ImageInfo, ModelAnswer, Prediction, Record, Timings
 from classifleet.config.reference import Reference, data_reference, parse_reference, redact
-from classifleet.config.settings import Settings, mask_url, queue_name
+from classifleet.config.settings import Settings, queue_name
+from classifleet.config.urls import mask_url
 
 __all__ = [  # noqa: RUF022 - grouped by noun
     # settings

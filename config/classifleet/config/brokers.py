@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from classifleet.config.errors import MissingExtra, SettingsError
 from classifleet.config.keys import Keys
-from classifleet.config.settings import Settings, is_redis, mask_url
+from classifleet.config.settings import Settings
+from classifleet.config.urls import is_redis, mask_url
 
 # A worker that is silent for so many leases loses its messages to others. The lease has run out by then, so that
 # whoever gets the message may begin the chunk.

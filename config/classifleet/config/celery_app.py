@@ -24,7 +24,8 @@ from classifleet.config.brokers import (
 )
 from classifleet.config.errors import BrokerFull, BrokerUnavailable
 from classifleet.config.payload import TASK_NAME, Lane, Message
-from classifleet.config.settings import Settings, for_kombu, is_redis, mask_url, queue_name
+from classifleet.config.settings import Settings, queue_name
+from classifleet.config.urls import for_kombu, is_redis, mask_url
 
 if TYPE_CHECKING:
     from celery import Celery

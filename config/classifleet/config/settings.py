@@ -6,61 +6,31 @@ not set.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from classifleet.config.errors import SettingsError
-from classifleet.config.payload import Lane, explain
-
-ENV_PREFIX: Final = "CLASSIFLEET_"
-CONFIG_FILE_VARIABLE: Final = "CLASSIFLEET_CONFIG_FILE"
-DEFAULT_CONFIG_FILE: Final = "classifleet.toml"
-# Kubernetes puts these into every pod that shares a namespace with a service called "classifleet…".
-_SERVICE_VARIABLE = re.compile(r"_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
-_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")  # what `…_PORT` holds when it is one of them
-
-
-def _listed(value: object) -> object:
-    """A list as people write it in a variable: `a,b` or `["a","b"]`."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    if text.startswith(("[", "{")):
-        return json.loads(text)
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _mapped(value: object) -> object:
-    """A map as people write it in a variable: `a=x,b=y` or JSON."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    if text.startswith("{"):
-        return json.loads(text)
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    if broken := next((name for name, equals, _ in pairs if not equals), None):
-        raise ValueError(f"{broken.strip()!r} has no value: write name=value,name=value")
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-StrList = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
-IntList = Annotated[list[int], NoDecode, BeforeValidator(_listed)]
-StrMap = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
-IntMap = Annotated[dict[str, Annotated[int, Field(ge=0)]], NoDecode, BeforeValidator(_mapped)]
+from classifleet.config.payload import Lane
+from classifleet.config.setting_sources import (
+    CONFIG_FILE_VARIABLE,
+    ENV_PREFIX,
+    IntList,
+    IntMap,
+    StrList,
+    StrMap,
+    config_file,
+    explain_settings,
+    refuse_unknown,
+    source_of,
+)
+from classifleet.config.urls import for_redis_py, is_redis
 
 # Interactive work that would wait for minutes is better refused. Bulk work waits in the ledger at about 0.3 KB an
 # image, so what a night's ten millions need is 3 GB.
@@ -343,16 +313,16 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: Naming the setting, where it came from, and what is wrong.
         """
-        _refuse_unknown(os.environ)
+        refuse_unknown(os.environ, cls.model_fields)
         if os.environ.get(CONFIG_FILE_VARIABLE) and not config_file().is_file():
             raise SettingsError(f"{CONFIG_FILE_VARIABLE} names {config_file()}, which is not a file")
         given = {name: value for name, value in arguments.items() if value is not None}
         try:
             settings = cls(**given)
         except ValidationError as error:
-            sources = {name: _source(name, given) for name in (str(e["loc"][0]) for e in error.errors() if e["loc"])}
+            sources = {name: source_of(name, given) for name in (str(e["loc"][0]) for e in error.errors() if e["loc"])}
             named = ", ".join(f"{name} from {source}" for name, source in sources.items())
-            raise SettingsError(f"settings: {_explain(error)} ({named})") from None
+            raise SettingsError(f"settings: {explain_settings(error, cls.model_fields)} ({named})") from None
         except (ValueError, OSError) as error:  # bad TOML; a broken variable is a ValidationError
             raise SettingsError(f"settings: {config_file()}: {error}") from None
         settings._arguments = frozenset(given)
@@ -372,7 +342,7 @@ class Settings(BaseSettings):
 
     def source(self, name: str) -> str:
         """Where a setting's value came from, for `classifleet config show`."""
-        return _source(name, self._arguments) if name in self.model_fields_set else "default"
+        return source_of(name, self._arguments) if name in self.model_fields_set else "default"
 
     def ledger_url(self) -> str:
         """The ledger's Redis.
@@ -415,72 +385,3 @@ class Settings(BaseSettings):
 def queue_name(pool: str, lane: Lane) -> str:
     """`classify.<pool>.<lane>`."""
     return f"classify.{pool}.{lane}"
-
-
-def config_file() -> Path:
-    """The TOML file that is read if it exists."""
-    return Path(os.environ.get(CONFIG_FILE_VARIABLE) or DEFAULT_CONFIG_FILE)
-
-
-def is_redis(url: str) -> bool:
-    """Whether the URL is of a Redis server that can hold the ledger."""
-    return url.partition(":")[0] in ("redis", "rediss", "unix", "redis+socket")
-
-
-def for_redis_py(url: str) -> str:
-    """The URL of a Unix socket as redis-py writes it (`unix://path?db=1`)."""
-    scheme, _, rest = url.partition("://")
-    return "unix://" + rest.replace("virtual_host=", "db=") if scheme == "redis+socket" else url
-
-
-def for_kombu(url: str) -> str:
-    """The URL of a Unix socket as kombu writes it (`redis+socket://path?virtual_host=1`)."""
-    scheme, _, rest = url.partition("://")
-    return "redis+socket://" + rest.replace("db=", "virtual_host=") if scheme == "unix" else url
-
-
-def mask_url(url: str) -> str:
-    """The URL without its passwords, for people to read; also of malformed URLs and of lists of URLs."""
-    masked = re.sub(r"(://[^:/@?#]*:).*@", r"\1***@", url)
-    return re.sub(r"([?&](?:password|passwd|secret\w*|token)=)[^&]*", r"\1***", masked, flags=re.IGNORECASE)
-
-
-def _explain(error: ValidationError) -> str:
-    """What pydantic found; for an unknown name what may have been meant."""
-    text = explain(error)
-    for name in (str(e["loc"][0]) for e in error.errors() if e["type"] == "extra_forbidden"):
-        close = _closest(name, set(Settings.model_fields))
-        meant = f"; did you mean {close}?" if close else ""
-        text = text.replace(f"{name}: Extra inputs are not permitted", f"{name} is not a setting{meant}")
-    return text
-
-
-def _source(name: str, arguments: Container[str]) -> str:
-    """Which of the sources gave a setting its value."""
-    if name in arguments:
-        return "argument"
-    if any(value and key.upper() == f"{ENV_PREFIX}{name.upper()}" for key, value in os.environ.items()):
-        return "environment"
-    return str(config_file())
-
-
-def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields} | {CONFIG_FILE_VARIABLE}
-    for key, value in environment.items():
-        upper = key.upper()
-        if not upper.startswith(ENV_PREFIX) or upper in known or _is_service_variable(upper, value):
-            continue
-        close = _closest(upper, known)
-        raise SettingsError(f"{key} is not a setting" + (f"; did you mean {close}?" if close else ""))
-
-
-def _is_service_variable(name: str, value: str) -> bool:
-    return bool(_SERVICE_VARIABLE.search(name) or (name.endswith("_PORT") and _SERVICE_URL.match(value)))
-
-
-def _closest(name: str, known: set[str]) -> str | None:
-    import difflib
-
-    plain = {key.removeprefix(ENV_PREFIX): key for key in known}
-    match = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), plain, n=1)
-    return plain[match[0]] if match else None

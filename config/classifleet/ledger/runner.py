@@ -18,7 +18,8 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 from redis.retry import Retry
 
 from classifleet.config.errors import LedgerFull, LedgerUnavailable, NotReplicated
-from classifleet.config.settings import Settings, mask_url
+from classifleet.config.settings import Settings
+from classifleet.config.urls import mask_url
 from classifleet.ledger._scripts import Script
 from classifleet.ledger.calls import Call
 

@@ -9,7 +9,7 @@ import redis
 
 from classifleet.config.errors import LedgerUnavailable, SettingsError
 from classifleet.config.keys import SCHEMA_VERSION, Keys
-from classifleet.config.settings import mask_url
+from classifleet.config.urls import mask_url
 
 OLDEST_REDIS: Final = (6, 2)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from classifleet.config import ClassifleetError, MissingExtra, Settings
-from classifleet.config.settings import ENV_PREFIX
+from classifleet.config.setting_sources import ENV_PREFIX
 from classifleet.producer._children import Process, child
 
 SERVERS: Final = ("valkey-server", "redis-server")

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from classifleet.config import MissingExtra, Settings
-from classifleet.config.settings import ENV_PREFIX
+from classifleet.config.setting_sources import ENV_PREFIX
 from classifleet.worker.stopping import end_while_loading
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from classifleet.config import ClassifleetError, MissingExtra, Settings
-from classifleet.config.settings import ENV_PREFIX
+from classifleet.config.setting_sources import ENV_PREFIX
 
 if TYPE_CHECKING:
     from classifleet.ledger import Ledger, SyncRunner

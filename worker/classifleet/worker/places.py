@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from classifleet.config import Settings
-from classifleet.config.settings import is_redis
+from classifleet.config.urls import is_redis
 from classifleet.worker import transport
 from classifleet.worker.waiting import WaitingRoom
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from classifleet.config import Lane
 from classifleet.config.brokers import is_amqp
-from classifleet.config.settings import Settings, is_redis
+from classifleet.config.settings import Settings
+from classifleet.config.urls import is_redis
 
 if TYPE_CHECKING:
     from celery import Celery
