@@ -33,14 +33,18 @@ lint: $(VENV)/.dev ## Check style, types, the contracts between packages, and th
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python helm/generate.py --check
+	$(BIN)/python helm/dashboards.py --check
 
 format: $(VENV)/.dev ## Put code into shape, and write the generated pages of docs/.
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	$(BIN)/python docs/generate.py
+	$(BIN)/python helm/generate.py
+	$(BIN)/python helm/dashboards.py
 
-bench: $(VENV)/.dev ## Measure: time to import, references/s of a producer, images/s of a fleet.
-	@for each in benchmarks/*.py; do echo "== $$each"; $(BIN)/python $$each || exit; done
+bench: $(VENV)/.dev ## Measure beside other systems, and write benchmarks/RESULTS.md: 40 minutes (ONLY=bulk: one part).
+	@exec $(BIN)/python benchmarks/bench.py $(ONLY) $(BENCH_ARGS)
 
 # A stamp says that an extra is installed; what a developer has includes the demo.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/pip

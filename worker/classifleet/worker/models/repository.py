@@ -210,15 +210,31 @@ def fetch_repository(store: Store, cache: Path) -> Repository:
     for name, text in texts.items():
         description = ModelDescription.from_json(text, where=f"{store.url}/{name}")
         if description.key not in present:
-            _fetch_model(store, name.removesuffix(DESCRIPTION_FILE), description, local)
+            earlier = _in_another_snapshot(cache, description)
+            copy_model(store, name.removesuffix(DESCRIPTION_FILE), description, local, model_file=earlier)
     return local
 
 
-def _fetch_model(store: Store, prefix: str, description: ModelDescription, local: Repository) -> None:
+def copy_model(
+    store: Store, prefix: str, description: ModelDescription, local: Repository, *, model_file: Path | None = None
+) -> None:
+    """Add one version that lies in a store to a folder, verified, whole or not at all.
+
+    Args:
+        store: Where it lies.
+        prefix: Of its files there, with the last slash.
+        description: Its `model.json`.
+        local: Where it goes.
+        model_file: A copy of its `model.pt` that is here already.
+
+    Raises:
+        ModelError: A file is missing, or is not the described one.
+        StorageError: The store refuses.
+    """
     try:
         files = {golden.image: store.get(prefix + golden.image) for golden in description.golden}
-        if (earlier := _in_another_snapshot(local.path.parent, description)) is not None:
-            local.add(description, earlier, files=files)
+        if model_file is not None:
+            local.add(description, model_file, files=files)
             return
         with tempfile.NamedTemporaryFile() as file:
             file.write(store.get(prefix + MODEL_FILE))

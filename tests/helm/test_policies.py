@@ -1,0 +1,230 @@
+"""What every pod of the chart keeps to, whatever the values are."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.helm.support import (
+    EXAMPLES,
+    KEDA,
+    LEAST,
+    Object,
+    chart,
+    containers,
+    example,
+    merged,
+    of_kind,
+    one,
+    pod_specs,
+    render,
+)
+from tests.helm.test_render import BROKERS, CLASSES, EVERYTHING, SIGNALS
+
+Values = dict[str, Any]
+WORKERS = {"workers": CLASSES}
+FLEETS = {
+    **{name: example(name) for name in EXAMPLES},
+    "everything": merged(LEAST, WORKERS, EVERYTHING),
+    "bundled": merged(LEAST, WORKERS, BROKERS["bundled"]),
+    "sqs": merged(LEAST, WORKERS, BROKERS["sqs"]),
+}
+
+
+@pytest.fixture(scope="module", params=FLEETS)
+def fleet(request: pytest.FixtureRequest) -> list[Object]:
+    return render(FLEETS[request.param])
+
+
+def test_pods_are_restricted(fleet: list[Object]) -> None:
+    """What the Pod Security Standard `restricted` asks for, and more."""
+    assert [*pod_specs(fleet)]
+    for name, spec in pod_specs(fleet):
+        security = spec["securityContext"]
+        assert security["runAsNonRoot"] is True, name
+        assert security["runAsUser"] >= 1000, name
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["enableServiceLinks"] is False, name
+        assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & set(spec), name
+    for name, container in containers(fleet):
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False, name
+        assert security["readOnlyRootFilesystem"] is True, name
+        assert security["capabilities"] == {"drop": ["ALL"]}, name
+
+
+def test_every_container_has_requests_limits_and_probes(fleet: list[Object]) -> None:
+    for name, container in containers(fleet):
+        resources = container["resources"]
+        assert {"cpu", "memory"} <= set(resources["requests"]), name
+        assert {"cpu", "memory"} <= set(resources["limits"]), name
+        probes = {"startupProbe", "livenessProbe", "readinessProbe"}
+        assert not probes & set(container) if name.endswith("/models") else probes <= set(container), name
+
+
+def test_what_is_written_to_is_a_volume(fleet: list[Object]) -> None:
+    for name, spec in pod_specs(fleet):
+        volumes = {each["name"] for each in spec["volumes"]}
+        assert len(volumes) == len(spec["volumes"])
+        for container in (*spec.get("initContainers", ()), *spec["containers"]):
+            mounts = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
+            assert set(mounts.values()) <= volumes, name
+            assert ("/data" if container["name"] == "redis" else "/tmp") in mounts, name
+            if container["name"] in ("worker", "models"):
+                assert mounts["/models"] == "models"
+
+
+def test_secrets_are_references(fleet: list[Object]) -> None:
+    secret = re.compile(r"URL$|KEY|SECRET|PASSWORD|TOKEN")
+    for name, container in containers(fleet):
+        for variable in container.get("env", ()):
+            if secret.search(variable["name"]):
+                assert set(variable["valueFrom"]) == {"secretKeyRef"}, f"{name} {variable['name']}"
+    for each in of_kind(fleet, "ConfigMap"):
+        assert not {"CLASSIFLEET_BROKER_URL", "CLASSIFLEET_REDIS_URL"} & set(each["data"])
+
+
+def test_a_signal_reaches_the_worker_and_it_has_the_time_to_drain(fleet: list[Object]) -> None:
+    for name, spec in pod_specs(fleet):
+        for container in spec["containers"]:
+            assert "command" not in container, f"{name}: the image's entry point passes signals on"
+            assert "lifecycle" not in container, f"{name}: a preStop hook would only delay the drain"
+        if spec["containers"][0]["name"] == "worker":
+            class_ = next(each for each in of_kind(fleet, "ConfigMap") if each["metadata"]["name"] == name)
+            drain = float(class_["data"]["CLASSIFLEET_DRAIN_SECONDS"])
+            assert spec["terminationGracePeriodSeconds"] >= drain + 30
+
+
+def test_replicas_are_there_exactly_where_nothing_scales(fleet: list[Object]) -> None:
+    scaled = {
+        each["spec"]["scaleTargetRef"]["name"]
+        for kind in ("ScaledObject", "HorizontalPodAutoscaler")
+        for each in of_kind(fleet, kind)
+    }
+    deployments = of_kind(fleet, "Deployment")
+    assert scaled <= {each["metadata"]["name"] for each in deployments}
+    for each in deployments:
+        assert ("replicas" in each["spec"]) == (each["metadata"]["name"] not in scaled)
+
+
+def test_every_selector_finds_its_pods_and_no_others(fleet: list[Object]) -> None:
+    pods = {
+        each["metadata"]["name"]: each["spec"]["template"]["metadata"]["labels"]
+        for each in of_kind(fleet, "Deployment")
+    }
+
+    def found(labels: dict[str, str]) -> set[str]:
+        return {name for name, has in pods.items() if labels.items() <= has.items()}
+
+    for each in of_kind(fleet, "Deployment"):
+        assert found(each["spec"]["selector"]["matchLabels"]) == {each["metadata"]["name"]}
+    for each in of_kind(fleet, "PodDisruptionBudget"):
+        assert found(each["spec"]["selector"]["matchLabels"]) == {each["metadata"]["name"]}
+    for each in of_kind(fleet, "Service"):
+        assert found(each["spec"]["selector"]) == {each["metadata"]["name"]}
+    policies = [found(each["spec"]["podSelector"]["matchLabels"]) for each in of_kind(fleet, "NetworkPolicy")]
+    assert sorted(name for names in policies for name in names) == sorted(pods), "one for each pod"
+
+
+def test_selectors_and_pod_labels_survive_an_upgrade() -> None:
+    """Selectors cannot be changed; pod labels with a version would roll every pod with every chart."""
+    for name, values in FLEETS.items():
+        before = render(values)
+        later = {"image": {"tag": "v9"}, "commonLabels": {"team": "other"}, "settings": {"MAX_BATCH": 4}}
+        for old, new in zip(of_kind(before, "Deployment"), of_kind(render(values, later), "Deployment"), strict=True):
+            assert old["spec"]["selector"] == new["spec"]["selector"], name
+        for each in of_kind(before, "Deployment"):
+            labels = each["spec"]["template"]["metadata"]["labels"]
+            assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(labels)
+            assert not any(re.search(r"\d+\.\d+", value) for value in labels.values())
+
+
+def test_a_change_of_settings_rolls_the_pods_that_it_concerns() -> None:
+    def checksums(*values: Values) -> dict[str, str]:
+        deployments = of_kind(render(LEAST, {"workers": {"other": {}}}, *values), "Deployment")
+        return {
+            each["metadata"]["name"].rpartition("-")[2]: each["spec"]["template"]["metadata"]["annotations"][
+                "checksum/settings"
+            ]
+            for each in deployments
+        }
+
+    before = checksums()
+    assert checksums({"image": {"pullPolicy": "Always"}}) == before
+    of_one = checksums({"workers": {"other": {"settings": {"MAX_BATCH": 4}}}})
+    assert {name for name in before if before[name] != of_one[name]} == {"other"}
+    of_all = checksums({"settings": {"MAX_BATCH": 4}})
+    assert {name for name in before if before[name] != of_all[name]} == set(before)
+
+
+def test_a_pod_with_a_gpu_asks_for_one_and_no_other_does() -> None:
+    objects = render(LEAST, {"workers": CLASSES})
+    limits = {name: container["resources"]["limits"] for name, container in containers(objects)}
+    gpus = {name: {key for key in limit if "nvidia" in key} for name, limit in limits.items()}
+    assert {name: found for name, found in gpus.items() if found} == {
+        "demo-classifleet-keda/worker": {"nvidia.com/mig-1g.10gb"}
+    }
+
+
+def test_the_trial_redis_keeps_what_it_accepts() -> None:
+    from base64 import b64decode
+
+    objects = render(LEAST, BROKERS["bundled"])
+    secret = {key: b64decode(value).decode() for key, value in one(objects, "Secret")["data"].items()}
+    lines = secret["redis.conf"].splitlines()
+    assert {"appendonly yes", "maxmemory 512mb", "maxmemory-policy noeviction"} <= set(lines)
+    assert f"requirepass {secret['password']}" in lines
+    assert len(secret["password"]) == 32
+    assert secret["broker-url"] == f"redis://:{secret['password']}@demo-classifleet-redis.shop.svc:6379/0"
+    container = one(objects, "Deployment", "-redis")["spec"]["template"]["spec"]["containers"][0]
+    assert container["resources"]["limits"]["memory"] == "768Mi", "half as much again, for the fork that saves"
+    worker = dict(containers(objects))["demo-classifleet-cpu/worker"]
+    assert worker["env"][0]["valueFrom"]["secretKeyRef"] == {"name": "demo-classifleet-redis", "key": "broker-url"}
+
+
+def test_egress_is_public_or_named() -> None:
+    objects = render(LEAST, EVERYTHING)
+    policy = one(objects, "NetworkPolicy", "-worker")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    dns, public, named = policy["egress"]
+    assert {each["port"] for each in dns["ports"]} == {53}
+    v4, v6 = (each["ipBlock"] for each in public["to"])
+    assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"} <= set(v4["except"])
+    assert v6["cidr"] == "2000::/3"
+    assert named == {"ports": [{"port": 6379}]}
+
+
+def test_alerts_and_dashboards_are_what_lies_in_files() -> None:
+    enabled = {"monitoring": {"rules": {"enabled": True}, "dashboards": {"enabled": True}}}
+    packed = {each["name"] for each in chart().files}
+    rules, boards = (
+        {name for name in packed if re.fullmatch(pattern, name)}
+        for pattern in (r"files/alerts/[^/]+\.yaml", r"files/dashboards/[^/]+\.json")
+    )
+    objects = render(LEAST, enabled)
+    assert len(of_kind(objects, "PrometheusRule")) == bool(rules)
+    for rule in (
+        rule
+        for each in of_kind(objects, "PrometheusRule")
+        for group in each["spec"]["groups"]
+        for rule in group["rules"]
+    ):
+        assert 'namespace="shop"' in rule["expr"], "of this release alone"
+        assert "namespace=~" not in rule["expr"]
+        assert set(re.findall(r'horizontalpodautoscaler=~"(.*?)"', rule["expr"])) <= {"demo-classifleet-.*"}
+    shown = [each for each in of_kind(objects, "ConfigMap") if "grafana_dashboard" in each["metadata"]["labels"]]
+    assert {f"files/dashboards/{key}" for each in shown for key in each["data"]} == boards
+    off = render(LEAST)
+    assert not of_kind(off, "PrometheusRule")
+    assert not [each for each in of_kind(off, "ConfigMap") if "-dashboard-" in each["metadata"]["name"]]
+
+
+def test_without_the_exporter_nothing_points_at_it() -> None:
+    objects = render(
+        LEAST, {"exporter": {"enabled": False}}, SIGNALS["redis"], {"workers": {"cpu": {"autoscaling": dict(KEDA)}}}
+    )
+    assert not [each for each in objects if each["metadata"]["name"].endswith("-exporter")]
+    assert "-exporter" not in str(objects)
