@@ -20,13 +20,14 @@ from classifleet.config import Settings
 from classifleet.config.celery_app import Publisher
 from classifleet.ledger import QueueDepth
 from classifleet.producer import Fleet
-from classifleet.worker.overview import STALE_SECONDS, Overview, as_json, drain_seconds
+from classifleet.worker.overview import STALE_SECONDS, Overview, as_json, drain_seconds, queues_of
 from tests.conftest import SettingsFactory
 from tests.fixtures_ledger import LONG_MS, QUEUE, Bench
 from tests.support import RedisServer, wait_until
 from tests.support.environments import make_environment, run
 from tests.support.fleet import Worker, start_worker
 from tests.support.hand_worker import HandWorker
+from tests.support.tiny import MODEL, add_tiny
 
 # The command, in a process in which what only a worker has cannot be imported.
 WITHOUT = """
@@ -40,6 +41,11 @@ from classifleet.producer.cli import main
 main()
 """
 ROOT = Path(__file__).parents[2]
+RIGGED = (sys.executable, "-m", "tests.support.rigged_worker", "worker")
+PIXEL = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 COMMAND = (sys.executable, "-W", "error", "-c", WITHOUT, "exporter")
 
 
@@ -119,6 +125,58 @@ def test_it_shows_what_waits(own: Settings, exporter: Worker) -> None:
     bench.runner.close()
 
 
+def test_a_fleet_at_zero_wakes_for_what_a_dead_worker_held(
+    own: Settings, exporter: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`outstanding_images` is 1 from the submission until the record, though no message waits and no worker lives."""
+    given = {
+        **{"NAMESPACE": own.namespace, "LEASE_SECONDS": "2"},
+        **{"MODELS": MODEL, "MODEL_REPOSITORY": str(add_tiny(tmp_path / "models"))},
+    }
+    url, publisher = str(own.broker_url), Publisher(own)
+
+    def shown() -> Mapping[str, Any]:
+        queue: Mapping[str, Any] = read_queues(exporter)[QUEUE]
+        seen.append(queue["outstanding_images"])
+        return queue
+
+    with Fleet(url, namespace=own.namespace) as fleet:
+        monkeypatch.setenv("RIGGED_SECONDS", "60")
+        with start_worker(url, tmp_path / "killed.log", settings=given, command=RIGGED) as worker:
+            job = fleet.submit_many([PIXEL], models=MODEL)
+            wait_until(lambda: read_queues(exporter)[QUEUE]["outstanding_images"] == 1, "the job to be seen")
+            seen: list[int] = []
+            wait_until(lambda: shown()["leased_images"] == 1, "the worker to be at it")
+            worker.process.signal(signal.SIGKILL)
+            worker.process.process.wait()
+        assert publisher.depth(QUEUE) == 0  # what LLEN says: there is nothing to do
+        wait_until(lambda: shown()["queued_images"] == 1, "its lease to end", 30)
+        wait_until(lambda: shown() and publisher.depth(QUEUE) == 1, "its message to be published again", 30)
+        assert set(seen) == {1}
+        with HandWorker(own) as hand:
+            assert hand.answer() == 1
+        assert job.wait(30).ok == 1
+        wait_until(lambda: shown()["outstanding_images"] == 0, "the exporter to see it")
+    publisher.close()
+
+
+def test_every_queue_of_the_settings_is_shown_before_its_first_image(bench: Bench, settings: SettingsFactory) -> None:
+    """An autoscaler that finds no value falls back to a fixed number of replicas."""
+    given = settings(pools={"nsfw": "gpu", "imagenet": "default"}, queues=["cpu"])
+    overview = Overview(bench.ledger, bench.runner, threading.Event(), queues_of(given))
+    bench.put("j", "c", images=3)
+    bench.put("k", "c", images=5)
+    bench.begin("k", "c")
+    lease = bench.begin("j", "c")
+    assert bench.run(bench.ledger.park("j", "c", "w1", lease.attempt))
+    overview.look()
+    found = {name: queue["outstanding_images"] for name, queue in overview.queues().body["queues"].items()}
+    pools = ("cpu", "default", "gpu")
+    idle = {f"classify.{pool}.{lane}": 0 for pool in pools for lane in ("bulk", "interactive")}
+    assert found == {**idle, QUEUE: 5}  # the parked ones are nothing that a worker of this fleet could do
+    assert overview.queues().body["queues"][QUEUE]["parked_images"] == 3
+
+
 def test_sigterm_ends_it_within_a_second(exporter: Worker) -> None:
     start = time.monotonic()
     exporter.process.signal(signal.SIGTERM)
@@ -160,4 +218,5 @@ def test_old_figures_are_not_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch
 def test_how_long_a_queue_takes(queued: int, leased: int, rate: float, expected: float) -> None:
     depth = QueueDepth(1, 1, 0, queued, leased, 7, 0, 1.0, 0.0, rate)
     assert drain_seconds(depth) == expected
+    assert as_json(depth)["outstanding_images"] == queued + leased
     assert as_json(depth)["drain_seconds"] == (None if math.isinf(expected) else expected)

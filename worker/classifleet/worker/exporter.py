@@ -84,14 +84,15 @@ def _serve(settings: Settings, closing: threading.Event) -> None:
     from classifleet.config.celery_app import Publisher
     from classifleet.ledger import Ledger, Replicas, SyncRunner, connect
     from classifleet.worker.health import Health, HealthServer
-    from classifleet.worker.overview import Overview
+    from classifleet.worker.overview import Overview, queues_of
     from classifleet.worker.reconciler import Reconciler
+    from classifleet.worker.roster import Roster
     from classifleet.worker.sink import Sinks
 
     ledger = Ledger(Keys(settings.namespace))
     runner = SyncRunner(connect(settings), settings.ledger_url(), Replicas.of(settings))
     owner = f"exporter:{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-    overview = Overview(ledger, runner, closing)
+    overview = Overview(ledger, runner, closing, queues_of(settings), settings.objective_seconds)
     reconciler = Reconciler(ledger, runner, Publisher(settings), Sinks(settings), settings, owner, is_worker=False)
 
     def live() -> Health:
@@ -101,7 +102,8 @@ def _serve(settings: Settings, closing: threading.Event) -> None:
         return Health(not started.is_set() or not dead, {"dead_threads": dead if started.is_set() else []})
 
     def ready() -> Health:
-        return Health(overview.fresh() is not None, {"exporter": owner})
+        fresh = overview.fresh() is not None
+        return Health(fresh, {"state": "ready" if fresh else "the ledger's Redis does not answer", "exporter": owner})
 
     started = threading.Event()
     probes = {"/livez": live, "/readyz": ready, "/queues.json": overview.queues}
@@ -112,9 +114,12 @@ def _serve(settings: Settings, closing: threading.Event) -> None:
         return
     overview.start()
     reconciler.start()
+    roster = Roster(ledger, runner)
+    roster.start(owner)
     started.set()
     _say("ready", exporter=owner)
     closing.wait()
+    roster.close()
     reconciler.close(CLOSE_SECONDS)
     _say("ended")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 import uuid
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, get_args
 
 from classifleet.config import (
@@ -19,7 +21,7 @@ from classifleet.config import (
 )
 from classifleet.config.checks import Check, Finding, State, check_requirements
 from classifleet.config.storage import open_store
-from classifleet.ledger import Ledger, QueueDepth, SyncRunner, connect, problems, read_depth
+from classifleet.ledger import Ledger, QueueDepth, SyncRunner, advice, connect, problems, read_depth
 from classifleet.producer.cli._queue import is_unserved
 from classifleet.producer.cli._times import duration
 
@@ -28,7 +30,7 @@ STORE_REMEDY: Final = "check its name, CLASSIFLEET_S3_ENDPOINT_URL and the crede
 
 def producer_checks() -> list[Check]:
     """Those that every machine can carry out."""
-    return [check_versions, check_broker, check_ledger, check_queues, check_store]
+    return [check_versions, check_broker, check_ledger, check_workers, check_queues, check_store]
 
 
 def check_versions(_: Settings) -> Iterator[Finding]:
@@ -77,6 +79,7 @@ def check_ledger(settings: Settings) -> Iterator[Finding]:
     client = connect(settings)
     try:
         found = problems(client, Keys(settings.namespace), ephemeral=settings.ephemeral)
+        advised = advice(client)
     except redis.RedisError as error:
         remedy = "start it, or correct CLASSIFLEET_REDIS_URL (default: the broker's)"
         yield Finding("ledger", State.FAILED, f"{url} does not answer: {error}", remedy)
@@ -85,8 +88,33 @@ def check_ledger(settings: Settings) -> Iterator[Finding]:
         client.close()
     for problem in found:
         yield Finding("ledger", State.FAILED, f"{url}: {problem.what}", problem.remedy)
+    for problem in advised:
+        yield Finding("ledger", State.WARNING, f"{url}: {problem.what}", problem.remedy)
     if not found:
         yield Finding("ledger", State.OK, f"{url} is fit")
+
+
+def check_workers(settings: Settings) -> Iterator[Finding]:
+    """Which workers and exporters live?"""
+    if not settings.broker_url and not settings.redis_url:
+        return
+    try:
+        with _ledger(settings) as (ledger, runner):
+            known = runner.run(ledger.workers())
+    except (LedgerUnavailable, SettingsError):
+        return  # check_ledger says so
+    workers = [one for one in known if one.pools]
+    exporters = len(known) - len(workers)
+    if not workers:
+        what = f"no worker is running ({exporters} exporters)" if exporters else "no worker is running"
+        yield Finding("workers", State.WARNING, what, "start `classifleet worker` for this broker")
+        return
+    pools = ", ".join(
+        f"{count} in pool {pool}" for pool, count in sorted(Counter(p for w in workers for p in w.pools).items())
+    )
+    versions = ", ".join(sorted({one.version for one in known}))
+    what = f"workers: {len(workers)} ({pools}); exporters: {exporters}; classifleet {versions}"
+    yield Finding("workers", State.OK, what)
 
 
 def check_queues(settings: Settings) -> Iterator[Finding]:
@@ -114,12 +142,17 @@ def check_queues(settings: Settings) -> Iterator[Finding]:
 
 def _depths(settings: Settings) -> dict[str, QueueDepth]:
     """Both lanes of the configured pools, and whatever queues the ledger knows."""
-    ledger = Ledger(Keys(settings.namespace))
-    runner = SyncRunner(connect(settings), settings.ledger_url())
-    try:
+    with _ledger(settings) as (ledger, runner):
         known: list[str] = runner.run(ledger.queues())
         names = sorted({*known, *(queue_name(pool, lane) for pool in settings.queues for lane in get_args(Lane))})
         return {name: read_depth(runner.run_all(ledger.depth(name))) for name in names}
+
+
+@contextmanager
+def _ledger(settings: Settings) -> Iterator[tuple[Ledger, SyncRunner]]:
+    runner = SyncRunner(connect(settings), settings.ledger_url())
+    try:
+        yield Ledger(Keys(settings.namespace)), runner
     finally:
         runner.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, Any
@@ -11,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from classifleet.config import InvalidRequest
+from classifleet.config import InvalidRequest, QueueFull
 from classifleet.producer import _dead_letters as flows
+from classifleet.producer._dead_letters import Requeued
 from classifleet.producer._letters import DeadLetter
 from classifleet.producer.cli._connect import running_fleet
 from classifleet.producer.cli._options import BrokerUrl
@@ -107,8 +109,8 @@ def requeue(
     """Try images again, those of one job as one new job, and print the new jobs' ids.
 
     The letters stay, with a note of the new job. An image that has such a note is not sent again, and a command that
-    was interrupted is the same job when it is repeated. Exit code 1 if an image could not be sent, since the bytes
-    that were kept of it have expired.
+    was interrupted is the same job when it is repeated. If the queue has no room it says so and waits. Exit code 1 if
+    an image could not be sent, since the bytes that were kept of it have expired.
 
     **Examples**
 
@@ -120,7 +122,7 @@ def requeue(
     """
     with running_fleet(broker_url) as fleet:
         chosen = _choose(fleet, letters, everything, job=job, code=code, model=model, since=since, limit=limit)
-        outcome = fleet.requeue(chosen)
+        outcome = _requeue(fleet, chosen)
     if as_json:
         print_json({"jobs": outcome.jobs, "before": outcome.before, "skipped": outcome.skipped})
     else:
@@ -180,6 +182,18 @@ def _choose(fleet: Fleet, names: Sequence[str] | None, everything: bool, **narro
     if not given and not everything:
         raise InvalidRequest("which letters? Name them, narrow the choice (--job, --code, …), or say --all")
     return fleet.dead_letters(**narrow)
+
+
+def _requeue(fleet: Fleet, chosen: Sequence[DeadLetter]) -> Requeued:
+    try:
+        return fleet.requeue(chosen)
+    except QueueFull as error:
+        say(f"{error}")
+        say("waiting for room; Ctrl-C ends that, and the same command goes on later")
+    outcome = fleet.requeue(chosen, wait_seconds=None)
+    earlier = {letter.requeued_as for letter in chosen}
+    first = Counter({name: images for name, images in outcome.before.items() if name not in earlier})  # had their room
+    return Requeued(outcome.jobs + first, outcome.before - first, outcome.skipped)
 
 
 def _table(letters: Sequence[DeadLetter]) -> Table:

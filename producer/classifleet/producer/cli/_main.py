@@ -27,6 +27,7 @@ from classifleet.producer.cli._doctor import doctor
 from classifleet.producer.cli._jobs import app as jobs
 from classifleet.producer.cli._queue import app as queue
 from classifleet.producer.cli._terminal import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED, fail
+from classifleet.producer.cli._top import top
 from classifleet.producer.cli._up import up
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ app.command("classify")(classify)
 app.command("bulk")(bulk)
 app.add_typer(jobs, name="jobs")
 app.add_typer(queue, name="queue")
+app.command("top")(top)
 app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(config, name="config")
 app.command("doctor")(doctor)
