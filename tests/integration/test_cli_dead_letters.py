@@ -3,7 +3,8 @@
 import pytest
 
 from classifleet.producer import Fleet
-from tests.cli_support import OnTerminal
+from classifleet.producer.cli._terminal import EXIT_INTERRUPTED
+from tests.cli_support import CTRL_C, OnTerminal
 from tests.support import wait_until
 from tests.support.dead import FailingWorker
 
@@ -111,6 +112,24 @@ def test_requeue_of_an_image_that_has_expired_is_exit_code_1(letters, keys, work
     [said] = letters("requeue", "--job", "nightly", "--json").records
     assert list(said["skipped"]) == [keys[0]]
     assert list(said["before"].values()) == [1]
+
+
+def test_requeue_waits_for_room_and_says_so(keys, fleet, worker, redis_url, monkeypatch):
+    monkeypatch.setenv("CLASSIFLEET_MAX_QUEUED_IMAGES", "bulk=3")
+    fleet.submit_many(["data:,1", "data:,2"], models="imagenet", job_id="before")
+    command = ("dead-letters", "requeue", "--all", "--broker-url", redis_url)
+    with OnTerminal(*command) as interrupted:
+        wait_until(lambda: "waiting for room" in interrupted.screen, "the command to wait", 30)
+        interrupted.press(CTRL_C)
+        assert interrupted.process.wait(20) == EXIT_INTERRUPTED
+    with OnTerminal(*command) as again:
+        wait_until(lambda: "waiting for room" in again.screen, "the command to wait", 30)
+        assert "MAX_QUEUED_IMAGES=3" in again.screen
+        worker.begin("before", "00000000", "classify.default.bulk")
+        assert again.process.wait(20) == 0
+        assert "2 images requeued as nightly-requeue-" in again.screen
+    [job] = [info for info in fleet.jobs() if info.requeued_from]
+    assert job.progress.total == 2
 
 
 def test_discard_with_yes(letters, keys):

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from classifleet.config import InvalidRequest
+from classifleet.config import InvalidRequest, QueueFull
 from classifleet.producer import AsyncFleet, Fleet
 from classifleet.producer import _dead_letters as flows
 from classifleet.producer.testing import InMemoryFleet
@@ -236,6 +236,48 @@ def test_discarding_frees_the_parked_image(fleet, worker):
     assert fleet.dead_letters() == []
     assert worker.redis.keys(f"{worker.keys.prefix}blob:*") == []
     assert worker.redis.get(worker.keys.shared("blob_bytes")) == b"0"
+
+
+def test_a_requeue_that_finds_no_room_says_so_and_goes_on_when_it_is_repeated(fleet, worker):
+    submit(fleet, "nightly", [f"data:,{n}" for n in range(4)] + [b"x" * 100_000])
+    worker.fail()
+    limited = {"max_queued_images": {"bulk": 3}, "chunk_size": 2}
+    with Fleet(fleet.settings.broker_url, **limited) as small:
+        letters = small.dead_letters()
+        with pytest.raises(QueueFull, match="MAX_QUEUED_IMAGES=3") as raised:
+            small.requeue(letters)
+        assert 1 <= raised.value.retry_after_seconds <= 60
+        with pytest.raises(QueueFull):
+            small.requeue(small.dead_letters(), wait_seconds=0.1)
+        [job] = [info.id for info in fleet.jobs() if info.requeued_from]
+        assert fleet.job(job).progress().accepted == 2
+        for chunk in worker.run(worker.ledger.pending(job, 0, 9)):
+            worker.begin(job, chunk, "classify.default.bulk")
+    with Fleet(fleet.settings.broker_url, chunk_size=2) as roomy:
+        outcome = roomy.requeue(letters)
+    assert outcome.jobs == {job: 5}
+    assert fleet.job(job).progress().total == 5
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("where", ["redis", "claims"])
+def test_two_letters_share_an_image(redis_url, worker, tmp_path, first, where):
+    """Whichever is dropped or tried again first, the other still has it; the last takes it away."""
+    store = f"file://{tmp_path}" if where == "claims" else None
+    with Fleet(redis_url, claim_store=store) as fleet:
+        submit(fleet, "nightly", [("a", b"x" * 100_000), ("b", b"x" * 100_000)])
+        worker.fail()
+        letters = sorted(fleet.dead_letters(), key=lambda letter: letter.id)
+        one, other = letters[first], letters[1 - first]
+        assert fleet.requeue([one]).skipped == {}
+        assert fleet.discard([one]) == 1
+        assert fleet.discard([one]) == 0
+        outcome = fleet.requeue([other])
+        assert (outcome.skipped, sum(outcome.jobs.values())) == ({}, 1)
+        assert fleet.discard([other]) == 1
+        kept = [key for key in worker.redis.keys(f"{worker.keys.prefix}*") if b":nightly:00000000:" in key]
+        assert [key for key in kept if b"chunk:" not in key and b"records:" not in key] == []
+        assert list(tmp_path.rglob("nightly/00000000/*")) == []
 
 
 def test_the_same_on_an_event_loop(fleet, worker, redis_url):

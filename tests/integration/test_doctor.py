@@ -2,12 +2,20 @@
 
 import pytest
 
-from classifleet.config import Settings
+from classifleet.config import Keys, Settings
 from classifleet.config import checks as shared_checks
 from classifleet.config.checks import State
+from classifleet.ledger import Ledger, SyncRunner, WorkerInfo, connect
 from classifleet.producer import Fleet
-from classifleet.producer.cli import _queue
-from classifleet.producer.cli._checks import check_broker, check_ledger, check_queues, check_store, check_versions
+from classifleet.producer.cli import _checks, _queue
+from classifleet.producer.cli._checks import (
+    check_broker,
+    check_ledger,
+    check_queues,
+    check_store,
+    check_versions,
+    check_workers,
+)
 from classifleet.producer.cli._doctor import run_check
 from classifleet.worker.checks import check_device, check_models, check_worker_versions
 from tests.support import RedisServer
@@ -25,7 +33,9 @@ def failure(check, **settings):
     return found
 
 
-def test_all_is_well(cli, redis_url, zoo, tmp_path, monkeypatch):
+def test_all_is_well(cli, redis_url, zoo, tmp_path, settings, monkeypatch):
+    enlist(settings(namespace="default"), WorkerInfo("w1", ("default",), ("imagenet@1",), "1.0"))
+    monkeypatch.setattr(_checks, "advice", lambda _: [])  # the tests' Redis has no maxmemory
     monkeypatch.setenv("CLASSIFLEET_MODEL_REPOSITORY", str(zoo))
     monkeypatch.setenv("CLASSIFLEET_SINK_ALLOW", f"file://{tmp_path}/sink")
     ended = cli("doctor", "--json", "--broker-url", redis_url)
@@ -33,7 +43,17 @@ def test_all_is_well(cli, redis_url, zoo, tmp_path, monkeypatch):
     [findings] = ended.records
     assert {finding["state"] for finding in findings} == {"ok"}
     subjects = {finding["subject"] for finding in findings}
-    assert subjects == {"versions", "broker", "ledger", "queues", "object store", "worker", "models", "device"}
+    assert subjects == {
+        "versions",
+        "broker",
+        "ledger",
+        "workers",
+        "queues",
+        "object store",
+        "worker",
+        "models",
+        "device",
+    }
     assert list((tmp_path / "sink").iterdir()) == []  # its probe is gone
 
 
@@ -114,6 +134,41 @@ def test_ledger_unfit(tmp_path):
         found = failure(check_ledger, broker_url=f"{server.url}/0")
     assert "deletes keys when full" in found.what
     assert found.remedy == "set maxmemory-policy noeviction"
+
+
+def test_ledger_without_a_limit(tmp_path):
+    with RedisServer.start(tmp_path) as server:
+        url = f"{server.url}/0"
+        warning, fit = find(check_ledger, broker_url=url)
+        assert (warning.state, fit.state) == (State.WARNING, State.OK)
+        assert "no maxmemory" in warning.what
+        assert warning.remedy.startswith("set maxmemory")
+        with server.client() as client:
+            client.config_set("maxmemory", "100mb")
+        assert [found.state for found in find(check_ledger, broker_url=url)] == [State.OK]
+
+
+def enlist(settings, *processes):
+    runner = SyncRunner(connect(settings), settings.ledger_url())
+    for info in processes:
+        runner.run(Ledger(Keys(settings.namespace)).enlist(info))
+    runner.close()
+
+
+def test_workers(redis_url, settings):
+    given = settings(namespace="default")
+    [nobody] = find(check_workers, broker_url=redis_url)
+    assert (nobody.state, nobody.what) == (State.WARNING, "no worker is running")
+    assert nobody.remedy == "start `classifleet worker` for this broker"
+    enlist(given, WorkerInfo("e1", (), (), "2.0"))
+    [nobody] = find(check_workers, broker_url=redis_url)
+    assert (nobody.state, nobody.what) == (State.WARNING, "no worker is running (1 exporters)")
+    enlist(given, WorkerInfo("w1", ("default",), (), "1.0"), WorkerInfo("w2", ("default", "gpu"), (), "2.0"))
+    [found] = find(check_workers, broker_url=redis_url)
+    assert found.state is State.OK
+    assert found.what == "workers: 2 (2 in pool default, 1 in pool gpu); exporters: 1; classifleet 1.0, 2.0"
+    assert find(check_workers) == []
+    assert find(check_workers, broker_url="redis://127.0.0.1:1/0", connect_timeout_seconds=0.5) == []
 
 
 def test_ledger_nowhere():

@@ -14,8 +14,11 @@ import pytest
 from classifleet.config import Keys, LedgerUnavailable, NotReplicated, Settings
 from classifleet.ledger import AsyncRunner, Begin, Commit, Ledger, Replicas, SyncRunner, Tally, connect, connect_async
 from classifleet.producer import AsyncFleet, Fleet
+from classifleet.worker.instruments import HANDED_BACK, IMAGES
+from tests.fixtures_ledger import QUEUE, Bench
 from tests.support import RedisServer
 from tests.support.waiting import wait_until
+from tests.support.workshop import Workshop, open_workshop
 
 REF = "https://example.com/a.jpg"
 TIMEOUT_SECONDS = 1.0
@@ -129,6 +132,68 @@ def test_a_commit_waits_for_the_replica_too(durable: Settings, replica: RedisSer
     wait_until(lambda: client.wait(1, 100) == 1, "the replica")
     assert runner.run(commit)[0] is Commit.REPEATED
     runner.close()
+
+
+@pytest.fixture
+def workshop(durable: Settings) -> Iterator[Workshop]:
+    """A worker's chunks on the primary."""
+    bench = Bench(durable)
+    with open_workshop(bench) as workshop:
+        yield workshop
+    bench.runner.close()
+
+
+def _committed(workshop: Workshop) -> bool:
+    return "done" in workshop.bench.job("j") and workshop.bench.counts("j")[3] == 2
+
+
+def test_a_worker_waits_with_its_commit_for_the_replica(
+    durable: Settings, replica: RedisServer, workshop: Workshop
+) -> None:
+    workshop.build(durable)
+    workshop.put("0")
+    counted = _metric(IMAGES.labels(QUEUE, "not_found"))
+    replica.process.signal(signal.SIGSTOP)
+    try:
+        running = workshop.start("0")
+        longer = 3 * TIMEOUT_SECONDS  # than three tries take
+        wait_until(lambda: workshop.outages.away().get("replicas", 0) > longer, "the commit to wait for the replica")
+        assert not running.done()
+        assert _metric(IMAGES.labels(QUEUE, "not_found")) == counted, "told as done by nobody yet"
+    finally:
+        replica.process.signal(signal.SIGCONT)
+    running.result(10)
+    assert (_committed(workshop), workshop.pipeline.begun, workshop.outages.away()) == (True, 1, {})
+    assert _metric(IMAGES.labels(QUEUE, "not_found")) == counted + 2
+    workshop.run("0")
+    assert workshop.pipeline.begun == 1
+
+
+@pytest.mark.parametrize("why", ["time is up", "drain"])
+def test_a_commit_that_was_not_replicated_in_time_is_not_done_again(
+    durable: Settings, replica: RedisServer, workshop: Workshop, why: str
+) -> None:
+    keep = 1.0 if why == "time is up" else 600.0
+    chunks = workshop.build(durable.model_copy(update={"keep_results_seconds": keep}))
+    workshop.put("0")
+    handed_back = _metric(HANDED_BACK)
+    replica.process.signal(signal.SIGSTOP)
+    try:
+        running = workshop.start("0")
+        wait_until(lambda: _committed(workshop), "the commit on the primary")
+        if why == "drain":
+            wait_until(lambda: "replicas" in workshop.outages.away(), "the commit to wait for the replica")
+            chunks.abort()
+        running.result(20)
+    finally:
+        replica.process.signal(signal.SIGCONT)
+    assert _committed(workshop)
+    assert workshop.bench.members("queued") == workshop.bench.members("leased") == []
+    assert _metric(HANDED_BACK) == handed_back
+
+
+def _metric(counter: Any) -> float:
+    return sum(one.value for one in counter.collect()[0].samples if one.name.endswith("_total"))
 
 
 def test_scripts_that_the_server_lost_do_not_hide_it(durable: Settings, stopped: RedisServer) -> None:

@@ -278,6 +278,15 @@ def test_hand_back_keeps_the_place_and_counts_no_death(bench: Bench) -> None:
     assert bench.members("queued") == ["j/c1", "j/c3"]
 
 
+def test_what_died_with_its_device_goes_back_at_once_and_a_marked_image_is_convicted(bench: Bench) -> None:
+    bench.put("j", "c1")
+    bench.begin("j", "c1", "w1")
+    assert bench.run(bench.ledger.mark("j", "c1", "w1", 1, "i1"))
+    assert bench.run(bench.ledger.hand_back("w1", [("j", "c1", 1)], died=True)) == [("j", "c1")]
+    lease = bench.begin("j", "c1", "w2")
+    assert (lease.outcome, lease.attempt, lease.deaths, lease.convicted) == (Begin.RUN, 2, 1, {"i1"})
+
+
 def test_expired_leases_go_back_to_their_place_with_one_death_more(bench: Bench) -> None:
     for chunk in ("c1", "c2", "c3"):
         bench.put("j", chunk)

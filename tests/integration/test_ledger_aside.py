@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from classifleet.config import LedgerUnavailable
-from classifleet.ledger import Begin, Commit, DeadLetter, Parked, Put, PutReply, Tally
+from classifleet.ledger import Begin, Commit, DeadLetter, Discarded, Parked, Put, PutReply, Tally
 from tests.conftest import SettingsFactory
 from tests.fixtures_ledger import LONG_MS, QUEUE, REQUEST, Bench, digest, head, wait_for_next_millisecond
 from tests.support import RedisServer
@@ -123,8 +123,8 @@ def test_a_dead_letter_keeps_its_image_and_its_history(bench: Bench) -> None:
     assert json.loads(kept["letter"])["item"]["id"] == "j.c.0"
     assert [json.loads(line)["ended"] for line in kept["history"].splitlines()] == ["died"]
     bench.run(bench.ledger.note_requeued("j.c.0", "again"))
-    assert bench.run(bench.ledger.discard("j.c.0")) is True
-    assert bench.run(bench.ledger.discard("j.c.0")) is False
+    assert bench.run(bench.ledger.discard("j.c.0")) is Discarded.DROPPED
+    assert bench.run(bench.ledger.discard("j.c.0")) is Discarded.UNKNOWN
     assert bench.run(bench.ledger.get_blob("j", "c", SHA)) is None
     assert int(bench.redis.get(bench.keys.shared("blob_bytes"))) == 0
     assert bench.run(bench.ledger.dead_letters(0, 9)) == []
@@ -146,7 +146,7 @@ def test_the_oldest_dead_letters_go_first_with_their_images(bench: Bench) -> Non
 @pytest.mark.parametrize("body", ["not JSON", "[]", '{"item": 3}', '{"item": {"ref": "blob:ab"}}'])
 def test_a_dead_letter_of_garbage_can_be_discarded(bench: Bench, body: str) -> None:
     bench.redis.hset(bench.keys.dead("k"), "letter", body)
-    assert bench.run(bench.ledger.discard("k")) is True
+    assert bench.run(bench.ledger.discard("k")) is Discarded.DROPPED
     assert bench.run(bench.ledger.dead_letter("k")) == {}
 
 
@@ -289,5 +289,5 @@ def test_a_worker_goes_on_when_redis_is_full(small: Bench) -> None:
     assert run(ledger.abandon(-1, 9)) == ["open"]
     small.commit("open", "c", small.begin("open", "c").attempt)
     assert run(ledger.finish("open")) is False, "it has ended"
-    assert run(ledger.discard("k")) is True
+    assert run(ledger.discard("k")) is Discarded.DROPPED
     assert run(ledger.delete("open")) == 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -23,49 +23,20 @@ from hypothesis.stateful import (
 
 from classifleet.ledger import Begin, Commit, Lease, Put, Tally
 from classifleet.ledger.values import MANUAL_ATTEMPT
-from tests.fixtures_ledger import LONG_MS, REQUEST, Bench, digest, head, undocumented
+from tests.fixtures_ledger import LONG_MS, REQUEST, Bench, digest, head
+from tests.integration.ledger_model import QUEUES, ROOM, WINDOW, Chunk, Job, Model, Name
 
 EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "60"))
 STEPS = 60
 MOST_ROUNDS = 50
-QUEUES = {"bulk": "classify.default.bulk", "rest": "classify.default.bulk", "talk": "classify.default.interactive"}
 CHUNKS = tuple(str(index) for index in range(4))
-ROOM = 100
 JOBS = st.sampled_from(sorted(QUEUES))
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
 LEASE_MS = st.sampled_from([0, LONG_MS])  # a lease of 0 ms has run out; another never does
 INDEX = st.integers(0, 1000)
-Name = tuple[str, str]
 
 
-@dataclass
-class Chunk:
-    """What must be true of a chunk."""
-
-    n: int
-    state: str = "queued"
-    attempt: int = 0
-    deaths: int = 0
-    owner: str = ""
-    expired: bool = False
-    mark: str = ""
-    convicted: list[str] = field(default_factory=list)
-    winner: int = -1
-
-    def free(self, state: str) -> None:
-        """Into a state in which nobody holds it."""
-        self.state, self.owner, self.expired, self.mark = state, "", False, ""
-
-
-@dataclass
-class Job:
-    """What must be true of a job."""
-
-    state: str = "open"
-    finished: bool = False
-
-
-class Machine(RuleBasedStateMachine):
+class Machine(Model, RuleBasedStateMachine):
     bench: Bench
 
     @initialize()
@@ -86,7 +57,7 @@ class Machine(RuleBasedStateMachine):
             self.bench.ledger.put(
                 job, header=head(queue=QUEUES[job], **({"sink": "file:///x"} if job == "bulk" else {})),
                 request=REQUEST, chunk=chunk, images=int(chunk) + 1, payload=b'{"items":[]}', digest=digest(chunk),
-                window=3, seal=seal, room=ROOM,
+                window=WINDOW, seal=seal, room=ROOM,
             )
         )  # fmt: skip
         assert reply.outcome is expected
@@ -100,25 +71,7 @@ class Machine(RuleBasedStateMachine):
             known.state = "open"
         if seal and known.state == "open":
             known.state = "sealed"
-        self._end(job)
-
-    def _complete(self, job: str) -> bool:
-        return all(c.state == "done" for (j, _), c in self.chunks.items() if j == job)
-
-    def _expected_put(self, job: str, chunk: str) -> Put:
-        known, mine = self.jobs.get(job), self.chunks.get((job, chunk))
-        if mine:
-            return {"queued": Put.QUEUED, "leased": Put.LEASED, "parked": Put.PARKED, "done": Put.DONE}[mine.state]
-        if known is None:
-            return Put.QUEUED
-        if known.state == "cancelled":
-            return Put.CANCELLED
-        if known.state == "abandoned" and self._complete(job):
-            return Put.ABANDONED
-        if known.state not in ("open", "abandoned"):
-            return Put.CONFLICT
-        queued = [c for (j, _), c in self.chunks.items() if j == job and c.state == "queued"]
-        return Put.WINDOW if len(queued) >= 3 else Put.QUEUED
+            self._end(job)  # one that was cancelled is ended by its finaliser alone
 
     @rule(job=JOBS)
     def cancel(self, job: str) -> None:
@@ -141,7 +94,7 @@ class Machine(RuleBasedStateMachine):
         runnable, refusal = self._runnable(QUEUES[name[0]]), self._refusal(name, worker)
         lease = self.bench.begin(*name, worker, **ask)
         if lost:
-            again = self.bench.begin(*name, worker, **ask, again=True)
+            again = self.bench.begin(*name, worker, **ask)
             assert replace(again, waited_ms=lease.waited_ms) == lease
         if lease.outcome is not Begin.RUN:
             assert (lease.outcome, runnable) == (refusal, [])
@@ -155,29 +108,19 @@ class Machine(RuleBasedStateMachine):
         mine.owner, mine.attempt, mine.expired = worker, lease.attempt, lease_ms == 0
         self.leases.append((worker, lease))
 
-    def _runnable(self, queue: str) -> list[Name]:
-        return [
-            (job, chunk)
-            for (job, chunk), mine in self.chunks.items()
-            if mine.state == "queued" and QUEUES[job] == queue and self.jobs[job].state != "cancelled"
-        ]
-
-    def _refusal(self, name: Name, worker: str) -> Begin | None:
-        mine = self.chunks[name]
-        if mine.state == "done":
-            return Begin.DONE
-        if self.jobs[name[0]].state == "cancelled":
-            return Begin.CANCELLED
-        if mine.state == "parked":
-            return Begin.PARKED
-        if mine.state == "leased":
-            return Begin.JOIN if mine.owner == worker else Begin.HELD
-        return None
-
-    def _holds(self, worker: str, lease: Lease) -> Chunk | None:
-        mine = self.chunks[lease.job, lease.chunk]
-        held = mine.state == "leased" and mine.owner == worker and mine.attempt == lease.attempt
-        return mine if held else None
+    @precondition(lambda self: self.messages)
+    @rule(index=INDEX, worker=WORKERS, twice=st.booleans())
+    def begin_and_end(self, index: int, worker: str, twice: bool) -> None:
+        """A worker ends before it hears what it was granted, and takes it back; perhaps its call comes once more."""
+        name = self.messages[index % len(self.messages)]
+        ask: dict[str, Any] = {"queue": QUEUES[name[0]], "grant": f"g{next(self.grants)}"}
+        lease = self.bench.begin(*name, worker, **ask)
+        back = self.bench.run(self.bench.ledger.revoke(ask["queue"], ask["grant"], keep_ms=LONG_MS))
+        assert back == ([(lease.job, lease.chunk)] if lease.outcome is Begin.RUN else [])
+        for job, chunk in back:
+            self.chunks[job, chunk].attempt += 1
+        if twice:
+            assert self.bench.begin(*name, worker, **ask).outcome is Begin.GONE
 
     @precondition(lambda self: self.leases)
     @rule(index=INDEX, lease_ms=LEASE_MS)
@@ -248,13 +191,6 @@ class Machine(RuleBasedStateMachine):
             mine.winner = attempt
             self._end(job)
 
-    def _end(self, job: str) -> None:
-        known = self.jobs[job]
-        complete = all(c.state == "done" for (j, _), c in self.chunks.items() if j == job)
-        if complete and known.state != "open" and not known.finished and job != "bulk":  # a sink needs the finaliser
-            known.finished = True
-            known.state = "done" if known.state == "sealed" else known.state
-
     # --- the reconciler, and the broker
 
     @rule(queue=st.sampled_from(sorted(set(QUEUES.values()))), limit=st.integers(1, 5))
@@ -313,56 +249,10 @@ class Machine(RuleBasedStateMachine):
             self.jobs[job].state = "abandoned"
             self._end(job)
 
-    # --- what is always true
-
     @invariant()
     def the_ledger_is_as_the_model_says(self) -> None:
-        if not hasattr(self, "chunks"):
-            return
-        for queue in set(QUEUES.values()):
-            self._check_queue(queue)
-        for job, known in self.jobs.items():
-            self._check_job(job, known)
-        names = self.bench.names()
-        assert undocumented(names) == set()
-        alive = {f"chunk:{job}:{chunk}" for (job, chunk), mine in self.chunks.items() if mine.state != "done"}
-        assert {name for name in names if name.startswith("chunk:")} == alive
-        room = int(self.bench.redis.get(self.bench.keys.shared("room")) or 0)
-        assert room == ROOM * len(alive)
-
-    def _is_cancelled(self, member: bytes) -> bool:
-        return self.jobs[member.decode().split("/")[0]].state == "cancelled"
-
-    def _check_queue(self, queue: str) -> None:
-        redis, key = self.bench.redis, lambda part: self.bench.keys.queue(queue, part)
-        here = {name: mine for name, mine in self.chunks.items() if QUEUES[name[0]] == queue}
-        images = {name: int(value) for name, value in redis.hgetall(key("images")).items() if name != b"turn"}
-        for state in ("queued", "leased", "parked", "done"):
-            expected = {f"{j}/{c}".encode() for (j, c), mine in here.items() if mine.state == state}
-            if state != "done":
-                refused = {n for n in expected if state == "queued" and self._is_cancelled(n)}  # may have left
-                assert expected - refused <= set(redis.zrange(key(state), 0, -1)) <= expected
-            assert images.get(state.encode(), 0) == sum(m.n for m in here.values() if m.state == state)
-        waiting = {job.encode() for job, _ in self._runnable(queue)}
-        assert set(redis.zrange(key("ring"), 0, -1)) == waiting
-        held = sorted(f"{j}/{c}".encode() for (j, c), mine in here.items() if mine.state == "leased")
-        assert sorted(redis.hgetall(key("grants")).values()) == held
-
-    def _check_job(self, job: str, known: Job) -> None:
-        mine = {chunk: c for (j, chunk), c in self.chunks.items() if j == job}
-        queued = {chunk for chunk, c in mine.items() if c.state == "queued"}
-        done = {chunk: c for chunk, c in mine.items() if c.state == "done"}
-        fields = self.bench.job(job)
-        assert fields["state"] == known.state
-        assert ("finished_at" in fields) is known.finished
-        assert int(fields["accepted"]) == sum(c.n for c in mine.values())
-        assert int(fields["done"]) == int(fields["ok"]) == sum(c.n for c in done.values())
-        assert (int(fields["chunks"]), int(fields["queued"])) == (len(mine), len(queued))
-        assert set(self.bench.run(self.bench.ledger.pending(job, 0, 100))) == queued
-        log = self.bench.run(self.bench.ledger.log(job, 0, 100))
-        assert sorted(log) == sorted(done)
-        open_jobs = {name.decode() for name in self.bench.redis.zrange(self.bench.keys.shared("open"), 0, -1)}
-        assert (job in open_jobs) is (known.state == "open")
+        if hasattr(self, "chunks"):
+            self.check()
 
     # --- the end: everything is answered
 
@@ -383,25 +273,12 @@ class Machine(RuleBasedStateMachine):
             for _, lease in self.leases:
                 if self.chunks[lease.job, lease.chunk].state != "done":
                     self._commit(lease.job, lease.chunk, lease.attempt)
-        self.the_ledger_is_as_the_model_says()
-        self._check_end()
+        self.check()
+        self.check_end()
 
     def _expire_all(self) -> None:
         for queue in set(QUEUES.values()):
             self.expire(queue, 100)
-
-    def _check_end(self) -> None:
-        assert {mine.state for mine in self.chunks.values()} == {"done"}
-        assert all(known.finished for known in self.jobs.values())
-        for (job, chunk), mine in self.chunks.items():
-            part = self.bench.run(self.bench.ledger.part(job, chunk))
-            assert part is not None
-            assert (part.attempt, part.images) == (mine.winner, mine.n)
-            records = self.bench.run(self.bench.ledger.records(job, chunk))
-            assert records == (
-                {} if job == "bulk" else {f"{chunk}/{index}": b"%d" % mine.winner for index in range(mine.n)}
-            )
-        assert int(self.bench.redis.get(self.bench.keys.shared("room"))) == 0
 
 
 def test_the_ledger_keeps_its_promises_in_any_order(bench: Bench) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from classifleet.ledger import Begin, Lease, QueueDepth, read_depth
-from tests.fixtures_ledger import QUEUE, Bench, head, wait_for_next_millisecond
+from tests.fixtures_ledger import LONG_MS, QUEUE, Bench, head, wait_for_next_millisecond
 
 TALK = "classify.default.interactive"
 OWNER = "w1"
@@ -103,16 +103,30 @@ def test_a_lost_answer_is_given_again(bench: Bench) -> None:
     fill(bench, "a", 2)
     fill(bench, "b", 2)
     first = bench.begin("a", "1", OWNER, queue=QUEUE, grant="g1")
-    again = bench.begin("a", "1", OWNER, queue=QUEUE, grant="g1", again=True)
+    again = bench.begin("a", "1", OWNER, queue=QUEUE, grant="g1")
     assert (again.job, again.chunk, again.attempt) == (first.job, first.chunk, 1)
     assert len(bench.members("leased")) == 1
-    other = bench.begin("a", "1", OWNER, queue=QUEUE, grant="g2", again=True)
+    other = bench.begin("a", "1", OWNER, queue=QUEUE, grant="g2")
     assert (other.job, other.chunk) != (first.job, first.chunk), "the call had not arrived at all"
     bench.commit(first.job, first.chunk, 1, images=32)
-    third = bench.begin("a", "1", OWNER, queue=QUEUE, grant="g1", again=True)
+    third = bench.begin("a", "1", OWNER, queue=QUEUE, grant="g1")
     assert third.outcome is Begin.RUN, "what is done is not given again"
     assert third.attempt == 1
     assert (third.job, third.chunk) not in {(first.job, first.chunk), (other.job, other.chunk)}
+
+
+def test_what_nobody_was_told_of_is_handed_back(bench: Bench) -> None:
+    fill(bench, "a", 2)
+    lost = bench.begin("a", "1", OWNER, queue=QUEUE, grant="g1")
+    for expected in ([(lost.job, lost.chunk)], []):
+        assert bench.run(bench.ledger.revoke(QUEUE, "g1", keep_ms=LONG_MS)) == expected
+    assert bench.members("leased") == []
+    assert bench.run(bench.ledger.chunk(lost.job, lost.chunk))["deaths"] == "0"
+    assert bench.begin("a", "1", OWNER, queue=QUEUE, grant="g1").outcome is Begin.GONE, "it was still on its way"
+    assert len(bench.members("queued")) == 2
+    other = bench.begin("a", "1", OWNER, queue=QUEUE, grant="g2")
+    assert bench.run(bench.ledger.revoke(QUEUE, "g1", keep_ms=LONG_MS)) == []
+    assert bench.members("leased") == [f"{other.job}/{other.chunk}"]
 
 
 def test_a_grant_ends_with_its_lease(bench: Bench) -> None:
@@ -120,7 +134,7 @@ def test_a_grant_ends_with_its_lease(bench: Bench) -> None:
     bench.begin("a", "0", OWNER, queue=QUEUE, grant="g1", lease_ms=0)
     bench.run(bench.ledger.expire_leases(QUEUE, limit=9))
     bench.begin("a", "0", "w2", queue=QUEUE, grant="g2")
-    assert bench.begin("a", "0", OWNER, queue=QUEUE, grant="g1", again=True).outcome is Begin.HELD
+    assert bench.begin("a", "0", OWNER, queue=QUEUE, grant="g1").outcome is Begin.HELD
     assert bench.redis.hlen(bench.keys.queue(QUEUE, "grants")) == 1
 
 

@@ -128,6 +128,30 @@ def fails(call: Callable[[], object]) -> bool:
     return False
 
 
+@pytest.mark.parametrize("part", ["leased", "images", "queued", "parked"])
+def test_one_queue_of_garbage_delays_no_other(bench: Bench, make: Make, part: str) -> None:
+    put(bench, "j", "c")
+    bench.begin("j", "c", lease_ms=0)
+    put(bench, "k", "parked")
+    bench.redis.zadd(bench.keys.shared("open"), {"j": 1, "k": 1})
+    park(bench, "k", "parked")
+    bench.redis.sadd(bench.keys.shared("queues"), "classify.aaa.bulk", "classify.zzz.bulk")
+    for queue in ("classify.aaa.bulk", "classify.zzz.bulk"):
+        bench.redis.set(bench.keys.queue(queue, part), "garbage")
+    reconciler = make()
+
+    def freed() -> bool:
+        fails(reconciler.round)
+        return not bench.members("leased")
+
+    wait_until(freed, "the lease to be taken back")
+    assert fails(reconciler.round), "and it is said"
+    assert fails(reconciler.look_after) is (part == "parked")
+    assert "k/parked" in bench.members("queued")
+    assert bench.job("j")["state"] == bench.job("k")["state"] == "abandoned"
+    bench.redis.delete(*(bench.keys.queue(queue, part) for queue in ("classify.aaa.bulk", "classify.zzz.bulk")))
+
+
 # --- messages ------------------------------------------------------------------------------------------------------
 
 

@@ -144,6 +144,28 @@ def test_a_broken_sink_holds_up_nobody_else(bench: Bench, reconciler: Reconciler
     assert bench.job("broken")["state"] == "done"
 
 
+def test_a_sink_that_is_gone_is_not_waited_for_for_ever(bench: Bench, reconciler: Reconciler, sink: Path) -> None:
+    blocked = sink.parent / "file"
+    blocked.write_text("not a folder")
+    header = {**HEADER, "sink": f"file://{blocked}"}
+    put(bench, "cancelled", "c", header=header)
+    bench.run(bench.ledger.cancel("cancelled"))
+    put(bench, "written", "c", header=header, seal=True)
+    bench.begin("written", "c")
+    bench.commit("written", "c", part="parts/c-1.ndjson")
+    reconciler.finalise()
+    assert not any("finished_at" in bench.job(job) for job in ("cancelled", "written")), "waited for"
+    patience_ms = int(reconciler.context.settings.sink_patience_seconds * 1000)
+    for job in ("cancelled", "written"):
+        assert not bench.run(bench.ledger.records(job, "c"))
+        bench.redis.hincrby(bench.keys.job(job), "sink_failed_at", -patience_ms)
+        bench.run(bench.ledger.defer(job, 0))
+    reconciler.finalise()
+    assert all("finished_at" in bench.job(job) for job in ("cancelled", "written"))
+    records = bench.run(bench.ledger.records("cancelled", "c"))
+    assert {json.loads(record)["error"]["code"] for record in records.values()} == {"cancelled"}
+
+
 def test_the_ends_are_written_by_one_process_at_a_time(bench: Bench, reconciler: Reconciler, sink: Path) -> None:
     put(bench, "j", "c")
     bench.run(bench.ledger.cancel("j"))

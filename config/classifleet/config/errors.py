@@ -97,7 +97,12 @@ CODES: Final = MappingProxyType(
         ErrorCode.DEADLINE_EXCEEDED: CodeSpec("The deadline passed before the image was classified.", True, 504),
         ErrorCode.CANCELLED: CodeSpec("The job was cancelled before the image was classified.", True, 409),
         ErrorCode.POISON: CodeSpec("The image, alone in a process, killed it.", False, 422, True),
-        ErrorCode.INTERNAL: CodeSpec("A defect of classifleet; the worker's log has the details.", True, 500, True),
+        ErrorCode.INTERNAL: CodeSpec(
+            "A defect of classifleet, or a sink that took no records for too long: the message says which.",
+            True,
+            500,
+            True,
+        ),
     }
 )
 

@@ -112,6 +112,7 @@ KEY_TABLE: Final = (
     KeyRow("queue:<queue>:parked", "zset", "for ever", "ledger", "Chunks that no worker understood, by time."),
     KeyRow("queue:<queue>:ring", "zset", "for ever", "ledger", "Jobs with queued chunks, by images begun."),
     KeyRow("queue:<queue>:grants", "hash", "fields as their leases", "ledger", "The chunk that each `begin` got."),
+    KeyRow("revoked:<grant>", "string", "a lease", "ledger", "A `begin` whose worker ended without its answer."),
     KeyRow("queue:<queue>:images", "hash", "for ever", "ledger", "Sums of images by state; the ring's turn."),
     KeyRow("queue:<queue>:rates", "hash", "for ever", "ledger", "Images accepted and done in slots of ten seconds."),
     KeyRow("open", "zset", "members until sealed", "ledger", "Open jobs by the time of their producer's last word."),
@@ -119,11 +120,16 @@ KEY_TABLE: Final = (
     KeyRow("memory", "string", "0.2 s", "ledger", "Memory of Redis: used, and the most that it may use."),
     KeyRow("dead", "zset", "dead letter TTL", "ledger", "Dead letters by time of expiry."),
     KeyRow("dead:<letter>", "hash", "dead letter TTL", "ledger", "An image that failed for a reason of ours."),
+    KeyRow(
+        "kept:<job>:<chunk>:<sha256>", "string", "dead letter TTL", "ledger", "Letters that share an image, if many."
+    ),
     KeyRow("finalise", "zset", "members until finalised", "ledger", "Jobs whose end must be written."),
     KeyRow("broker:<queue>", "list", "while messages wait", "producer", "Wake-up calls for workers, newest first."),
     KeyRow("broker:<queue>:woken", "list", "until the next turn of any worker", "worker", "Such as woke a worker."),
     KeyRow("broker:reserved", "hash", "while workers hold any", "worker", "Wake-up calls that workers hold, by tag."),
     KeyRow("broker:deadlines", "zset", "as `broker:reserved`", "worker", "Until when without a sign of its worker."),
     KeyRow("broker:garbage", "list", "for ever; 1,000 at most", "worker", "Starts of messages that are none."),
+    KeyRow("workers", "zset", "members until silent for 45 s", "worker", "Workers and exporters by their last word."),
+    KeyRow("about", "hash", "fields as `workers`", "worker", "What each of them is, as JSON."),
     KeyRow("lock:<name>", "string", "its lease", "worker", "Who does a fleet-wide duty now."),
 )

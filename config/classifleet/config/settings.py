@@ -162,14 +162,14 @@ class Settings(BaseSettings):
         60.0, description="Time for finding the fastest way to run a model at its first start; 0 does without."
     )
     tuning_cache: str | None = Field(
-        None, description="Folder that keeps what tuning found. Not set: `tuning` in the model repository."
+        None, description="Folder that keeps what tuning found and compiled. Not set: `.tuning` in the model repository."
     )
     max_forward_seconds: Annotated[float, Field(gt=0)] = Field(
         0.25, description="Of one forward pass: tuning chooses no batch size that takes longer."
     )
     max_batch: Annotated[int, Field(ge=1, le=4096)] = Field(32, description="Images in one forward pass, at most.")
     decode_threads: Annotated[int, Field(ge=0, le=256)] = Field(
-        0, description="Threads that decode; 0 means one per core that the process may use."
+        0, description="Threads that decode; 0 means what tuning found, else one per core that the process may use."
     )
     decoded_in_flight: Annotated[int, Field(ge=1)] = Field(
         256, description="Decoded images that wait for the device, at most."
@@ -200,6 +200,11 @@ class Settings(BaseSettings):
         description="How long a worker keeps finished records while Redis or the sink is away; then their chunk is "
         "handed back.",
     )
+    sink_patience_seconds: Annotated[float, Field(ge=0)] = Field(
+        86_400.0,
+        description="A sink that has taken no records of a job for so long is given up: images that are done from "
+        "then on, and that it does not take either, get `internal` in Redis and become dead letters.",
+    )
     max_rss_bytes: Annotated[int, Field(ge=0)] = Field(
         0,
         description="A worker with more memory than this drains and exits with 3. 0: 90 % of the cgroup's limit, "
@@ -210,6 +215,11 @@ class Settings(BaseSettings):
     )
     dead_letters_max: Annotated[int, Field(ge=1)] = Field(
         100_000, description="Dead letters that are kept; the oldest go first."
+    )
+    objective_seconds: IntMap = Field(
+        default_factory=dict,
+        description="How long an image may wait before the alerts call its queue late, as `interactive=n,bulk=n` or "
+        "by the queue's name; for the exporter. Those not named: interactive=60, bulk=3600.",
     )
     http_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         None, description="Port of /metrics, /livez and /readyz. Not set: the first free one from 9464 on."
@@ -292,7 +302,7 @@ class Settings(BaseSettings):
             raise ValueError("not a URL: expected something like redis://host:6379/0")
         return value
 
-    @field_validator("max_queued_images")
+    @field_validator("max_queued_images", "objective_seconds")
     @classmethod
     def _names_lanes_or_queues(cls, value: dict[str, int]) -> dict[str, int]:
         if unknown := [name for name in value if not _LIMIT_NAME.fullmatch(name)]:

@@ -3,11 +3,12 @@
 from classifleet.ledger._replies import read_depth
 from classifleet.ledger.calls import Call, Ledger
 from classifleet.ledger.runner import AsyncRunner, Replicas, SyncRunner, connect, connect_async
-from classifleet.ledger.server import Problem, problems, require_fit
+from classifleet.ledger.server import Problem, advice, problems, require_fit
 from classifleet.ledger.values import (
     Begin,
     Commit,
     DeadLetter,
+    Discarded,
     Lease,
     Parked,
     Part,
@@ -15,14 +16,16 @@ from classifleet.ledger.values import (
     PutReply,
     QueueDepth,
     Tally,
+    WorkerFigures,
+    WorkerInfo,
 )
 
 __all__ = [  # noqa: RUF022 - grouped by noun
     # the protocol as values
     "Ledger", "Call", "Put", "PutReply", "Parked", "Begin", "Commit", "Lease", "Tally", "Part", "DeadLetter",
-    "QueueDepth", "read_depth",
+    "Discarded", "QueueDepth", "read_depth", "WorkerInfo", "WorkerFigures",
     # running it
     "SyncRunner", "AsyncRunner", "Replicas", "connect", "connect_async",
     # the server
-    "Problem", "problems", "require_fit",
+    "Problem", "advice", "problems", "require_fit",
 ]  # fmt: skip

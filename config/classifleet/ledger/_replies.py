@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Final
 
-from classifleet.ledger.values import Begin, Commit, Lease, Part, Put, PutReply, QueueDepth
+from classifleet.ledger.values import Begin, Commit, Lease, Part, Put, PutReply, QueueDepth, WorkerFigures, WorkerInfo
 
 RATE_SLOT_MS: Final = 10_000  # as in lua/prelude.lua
 RATE_WINDOW_SLOTS: Final = 6
@@ -75,6 +76,18 @@ def read_lease(reply: list[Any]) -> Lease:
     )
 
 
+def read_workers(reply: list[tuple[bytes, int]]) -> list[WorkerInfo]:
+    return sorted((_read_worker(*each) for each in reply), key=lambda worker: worker.owner)
+
+
+def _read_worker(about: bytes, silent_ms: int) -> WorkerInfo:
+    told = json.loads(about)  # perhaps by a newer version, which says more
+    pools, models = tuple(told["pools"]), tuple(told["models"])
+    names = {field.name for field in fields(WorkerFigures)}
+    figures = {name: value for name, value in told.get("figures", {}).items() if name in names}
+    return WorkerInfo(told["owner"], pools, models, told["version"], silent_ms / 1000, WorkerFigures(**figures))
+
+
 def read_members(reply: list[bytes]) -> list[tuple[str, str]]:
     pairs = (member.decode().split("/", 1) for member in reply)
     return [(job, chunk) for job, chunk in pairs]
@@ -86,6 +99,11 @@ def read_strings(reply: Iterable[bytes]) -> list[str]:
 
 def read_map(reply: Mapping[bytes, bytes]) -> dict[str, str]:
     return {key.decode(): value.decode("utf-8", "replace") for key, value in reply.items()}
+
+
+def read_named(names: Sequence[str], reply: Sequence[bytes | None]) -> dict[str, str]:
+    found = zip(names, reply, strict=True)
+    return {name: value.decode("utf-8", "replace") for name, value in found if value is not None}
 
 
 def read_first_score(reply: list[Any]) -> float | None:

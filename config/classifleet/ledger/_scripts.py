@@ -39,6 +39,9 @@ MARK: Final = _script("mark")
 RENEW: Final = _script("renew")
 COMMIT: Final = _script("commit")
 HAND_BACK: Final = _script("hand_back")
+REVOKE: Final = _script("revoke")
+FAILED: Final = _script("failed")
+SINK_FAILED: Final = _script("sink_failed")
 PARK: Final = _script("park")
 UNPARK: Final = _script("unpark")
 # The reconciler's
@@ -46,9 +49,14 @@ HOLD: Final = _script("hold")
 EXPIRE_LEASES: Final = _script("expire_leases")
 ABANDON: Final = _script("abandon")
 FINISH: Final = _script("finish")
+# Anyone's
+ENLIST: Final = _script("enlist")
+STRIKE_OFF: Final = _script("strike_off")
+WORKERS: Final = _script("workers")
 
 ALL: Final = (
     PUT, PUT_BLOB, TAKE_BACK_BLOBS, CANCEL, DELETE, DISCARD, NOTE_REQUEUED,
-    BEGIN, MARK, RENEW, COMMIT, HAND_BACK, PARK, UNPARK,
+    BEGIN, MARK, RENEW, COMMIT, HAND_BACK, REVOKE, FAILED, SINK_FAILED, PARK, UNPARK,
     HOLD, EXPIRE_LEASES, ABANDON, FINISH,
+    ENLIST, STRIKE_OFF, WORKERS,
 )  # fmt: skip

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
 
 from classifleet.config.keys import Keys
 from classifleet.ledger import _replies, _scripts
 from classifleet.ledger._scripts import Script
-from classifleet.ledger.values import Commit, DeadLetter, Lease, Parked, Part, PutReply, Tally
+from classifleet.ledger.values import Commit, DeadLetter, Discarded, Lease, Parked, Part, PutReply, Tally, WorkerInfo
 
 T = TypeVar("T")
+SILENT_MS: Final = 45_000  # who has been silent for so long is not taken for alive any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +107,13 @@ class Ledger:
         latest: Mapping[str, str],
         queue: str,
         grant: str,
-        again: bool = False,
     ) -> Call[Lease]:
         """Answer a wake-up call that came by `queue` and named this chunk.
 
         `latest` pins the versions of unversioned models at the job's first `begin`. `grant` identifies this call: if
-        its answer is lost, the same call with `again` has the same answer.
+        its answer is lost, the same call has the same answer, as long as the chunk is held.
         """
-        args = (job, chunk, owner, lease_ms, json.dumps(latest), queue, grant, int(again))
+        args = (job, chunk, owner, lease_ms, json.dumps(latest), queue, grant)
         return self._script(_scripts.BEGIN, args, _replies.read_lease)
 
     def mark(self, job: str, chunk: str, owner: str, attempt: int, image: str) -> Call[bool]:
@@ -165,9 +166,26 @@ class Ledger:
         letters = (json.dumps([asdict(letter) for letter in dead]), dead_ttl_ms, dead_most, digest)
         return self._script(_scripts.COMMIT, (*head, *letters, *flat), _replies.read_commit, durable=True)
 
-    def hand_back(self, owner: str, leases: Sequence[tuple[str, str, int]]) -> Call[list[tuple[str, str]]]:
-        """Return leases unused; nobody died. The answer lists the chunks to publish again."""
-        return self._script(_scripts.HAND_BACK, (owner, *_replies.flat(leases)), _replies.read_members)
+    def failed(self, job: str, chunk: str, owner: str, attempt: int) -> Call[int]:
+        """Note that a chunk failed as a whole: how often it has, deaths and hand-backs not counted."""
+        return self._script(_scripts.FAILED, (job, chunk, owner, attempt), int)
+
+    def sink_failed(self, job: str, chunk: str, *, gap_ms: int) -> Call[int]:
+        """Note that a sink took no records of a chunk: for how many milliseconds it has been so, for chunk or job.
+
+        A successful commit of the job ends that time, and so do `gap_ms` in which nobody tried.
+        """
+        return self._script(_scripts.SINK_FAILED, (job, chunk, gap_ms), int)
+
+    def hand_back(
+        self, owner: str, leases: Sequence[tuple[str, str, int]], *, died: bool = False
+    ) -> Call[list[tuple[str, str]]]:
+        """Return leases unused; `died` counts a death for each. The answer lists the chunks to publish again."""
+        return self._script(_scripts.HAND_BACK, (owner, int(died), *_replies.flat(leases)), _replies.read_members)
+
+    def revoke(self, queue: str, grant: str, *, keep_ms: int) -> Call[list[tuple[str, str]]]:
+        """Hand back what a `begin` was granted whose answer never came; for `keep_ms` it is granted nothing more."""
+        return self._script(_scripts.REVOKE, (queue, grant, keep_ms), _replies.read_members)
 
     def expire_leases(self, queue: str, *, limit: int) -> Call[list[tuple[str, str]]]:
         """Queue again what a silent worker held. The answer lists the chunks to publish again."""
@@ -204,9 +222,9 @@ class Ledger:
         """Note on a dead letter as which job it was tried again; false if it has expired."""
         return self._script(_scripts.NOTE_REQUEUED, (key, job), bool)
 
-    def discard(self, key: str) -> Call[bool]:
-        """Drop a dead letter, and the image that was kept for it."""
-        return self._script(_scripts.DISCARD, (key,), bool)
+    def discard(self, key: str) -> Call[Discarded]:
+        """Drop a dead letter, and the image that was parked for it and for no other letter."""
+        return self._script(_scripts.DISCARD, (key,), Discarded)
 
     def finish(self, job: str, done: int | None = None) -> Call[bool]:
         """End a job whose images are all done (and are as many as the caller knows of), and start its time to live."""
@@ -219,6 +237,19 @@ class Ledger:
     def hold(self, duty: str, owner: str, *, lease_ms: int) -> Call[bool]:
         """Take or keep a fleet-wide duty."""
         return self._script(_scripts.HOLD, (duty, owner, lease_ms), bool)
+
+    def enlist(self, info: WorkerInfo) -> Call[int]:
+        """Say that a process of the fleet lives; to be repeated several times within `SILENT_MS`."""
+        about = json.dumps({**asdict(info), "silent_seconds": 0.0})
+        return self._script(_scripts.ENLIST, (info.owner, about, SILENT_MS), int)
+
+    def strike_off(self, owner: str) -> Call[int]:
+        """Say that a process of the fleet ends."""
+        return self._script(_scripts.STRIKE_OFF, (owner,), int)
+
+    def workers(self) -> Call[list[WorkerInfo]]:
+        """The workers and exporters that live, as far as it is known: one that died is listed for `SILENT_MS`."""
+        return self._script(_scripts.WORKERS, (SILENT_MS,), _replies.read_workers)
 
     def job(self, job: str) -> Call[dict[str, str]]:
         """A job's fields; empty if there is no such job."""
@@ -268,9 +299,12 @@ class Ledger:
         """Queued chunks of a job."""
         return self._command("ZRANGE", self.keys.pending(job), _replies.read_strings, offset, offset + count - 1)
 
-    def chunk(self, job: str, chunk: str) -> Call[dict[str, str]]:
-        """An unfinished chunk's fields; empty when it is finished or unknown."""
-        return self._command("HGETALL", self.keys.chunk(job, chunk), _replies.read_map)
+    def chunk(self, job: str, chunk: str, *names: str) -> Call[dict[str, str]]:
+        """An unfinished chunk's fields, those named or all; empty when it is finished or unknown."""
+        key = self.keys.chunk(job, chunk)
+        if not names:
+            return self._command("HGETALL", key, _replies.read_map)
+        return self._command("HMGET", key, partial(_replies.read_named, names), *names)
 
     def has_chunk(self, job: str, chunk: str) -> Call[bool]:
         """Whether there is an unfinished chunk of that name."""

@@ -42,6 +42,23 @@ def problems(client: redis.Redis, keys: Keys, *, ephemeral: bool) -> list[Proble
     return [problem for problem in found if problem is not None]
 
 
+def advice(client: redis.Redis) -> list[Problem]:
+    """What is better mended, though the server can hold a ledger as it is.
+
+    Raises:
+        redis.RedisError: It does not answer.
+    """
+    memory: dict[str, Any] = client.info("memory")
+    if int(memory.get("maxmemory", 0)):
+        return []
+    return [
+        Problem(
+            "it has no maxmemory, so that nobody hears QueueFull before the machine's memory is gone",
+            "set maxmemory to what it may have",
+        )
+    ]
+
+
 def require_fit(client: redis.Redis, keys: Keys, url: str, *, ephemeral: bool) -> None:
     """Refuse an unfit server, and mark a new one with the schema's version.
 

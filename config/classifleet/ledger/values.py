@@ -44,6 +44,14 @@ class Parked(IntEnum):
     NO_MEMORY = 2
 
 
+class Discarded(IntEnum):
+    """What became of a dead letter that was to be dropped."""
+
+    UNKNOWN = 0
+    DROPPED = 1
+    DROPPED_LAST = 2  # of an image that is not in Redis, no letter is left that needs it
+
+
 class Begin(StrEnum):
     """What a worker may do after a wake-up call."""
 
@@ -144,3 +152,34 @@ class QueueDepth:
     oldest_seconds: float
     accepted_rate: float
     done_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFigures:
+    """What a worker has done.
+
+    Attributes:
+        images: Records since its start.
+        failed: Those of them without a full answer, by error code or `partial`.
+        images_per_second: In the seconds before its last word.
+        batch_images: Mean of the forward passes in that time; 0 if there were none.
+        batch_fill: The same as a share of what the batches could have held.
+    """
+
+    images: int = 0
+    failed: Mapping[str, int] = field(default_factory=dict, hash=False)
+    images_per_second: float = 0.0
+    batch_images: float = 0.0
+    batch_fill: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A process of the fleet. Without `pools` it is an exporter; `silent_seconds` is since it was last heard of."""
+
+    owner: str
+    pools: tuple[str, ...]
+    models: tuple[str, ...]
+    version: str
+    silent_seconds: float = 0.0
+    figures: WorkerFigures = WorkerFigures()

@@ -17,7 +17,7 @@ from typing import Final
 from classifleet.config import InvalidRequest, make_payload
 from classifleet.config.claims import SCHEME as CLAIM
 from classifleet.config.claims import Claims
-from classifleet.ledger import Call, Ledger
+from classifleet.ledger import Call, Discarded, Ledger
 from classifleet.producer._effects import Ask, Blocking, Flow
 from classifleet.producer._flows import Flows
 from classifleet.producer._letters import UNREADABLE, Body, DeadLetter, Wanted, parse_letter
@@ -102,18 +102,22 @@ def discard(flows: Flows, letters: Iterable[DeadLetter]) -> Flow[int]:
     dropped = 0
     for page in _pages([letter.key for letter in letters]):
         bodies = yield from _bodies(flows.ledger, page)
-        for body in bodies.values():
-            if body.item.ref.startswith(CLAIM):
+        answers = yield Ask([flows.ledger.discard(key) for key in page])
+        for key, answer in zip(page, answers, strict=True):
+            dropped += answer is not Discarded.UNKNOWN
+            if answer is Discarded.DROPPED_LAST and (body := bodies.get(key)) and body.item.ref.startswith(CLAIM):
                 payload = make_payload(job=body.job, chunk=body.chunk, items=[body.item], models=body.models)
                 yield Blocking(partial(flows.claims.delete, payload))
-        dropped += sum((yield Ask([flows.ledger.discard(key) for key in page])))
     return dropped
 
 
-def requeue(flows: Flows, letters: Iterable[DeadLetter]) -> Flow[Requeued]:
+def requeue(flows: Flows, letters: Iterable[DeadLetter], wait_seconds: float | None = 0.0) -> Flow[Requeued]:
     """Submit the images again, those of one old job as one new job; its id follows from the letters.
 
     The notes on the letters come last: a requeue that was interrupted is the same job when it is repeated.
+
+    Raises:
+        QueueFull: For `wait_seconds` (None: without end) there was no room.
     """
     outcome = Requeued()
     by_job: defaultdict[str, list[str]] = defaultdict(list)
@@ -121,7 +125,7 @@ def requeue(flows: Flows, letters: Iterable[DeadLetter]) -> Flow[Requeued]:
         for letter in (yield from _sort_out(flows.ledger, page, outcome)):
             by_job[letter.job].append(letter.key)
     for job, keys in by_job.items():
-        yield from _NewJob(flows, new_job_id(job, keys), outcome).submit(sorted(keys))
+        yield from _NewJob(flows, new_job_id(job, keys), outcome, wait_seconds).submit(sorted(keys))
     return outcome
 
 
@@ -150,6 +154,7 @@ class _NewJob:
     flows: Flows
     id: str
     outcome: Requeued
+    wait_seconds: float | None
     request: Request | None = None
     chunks: int = 0
     items: dict[str, SubmitItem] = field(default_factory=dict)
@@ -165,7 +170,7 @@ class _NewJob:
         if self.request is None:
             return
         yield from self._flush(self.request)
-        yield from self.flows.seal(self.request, None)
+        yield from self.flows.seal(self.request, self.wait_seconds)
         for page in _pages(self.sent):
             yield Ask([self.flows.ledger.note_requeued(key, self.id) for key in page])
         self.outcome.jobs[self.id] += len(self.sent)
@@ -186,7 +191,7 @@ class _NewJob:
         numbered = list(enumerate(self.items.values()))
         self.items, self.weight = {}, 0
         chunk: Chunk = yield Blocking(partial(make_chunk, request, self.chunks, numbered, self.flows.settings))
-        if not (yield from self.flows.submit_chunks(request, [chunk], None)):
+        if not (yield from self.flows.submit_chunks(request, [chunk], self.wait_seconds)):
             raise InvalidRequest(f"job {self.id} was cancelled while the letters were being requeued")
         self.chunks += 1
 

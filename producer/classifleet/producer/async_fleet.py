@@ -116,9 +116,9 @@ class AsyncFleet:
         wanted = make_wanted(job=job, code=code, model=model, since=since)
         return await self._engine.drive(_dead_letters.find(self._flows.ledger, wanted, limit))
 
-    async def requeue(self, letters: Iterable[DeadLetter]) -> Requeued:
+    async def requeue(self, letters: Iterable[DeadLetter], *, wait_seconds: float | None = 0.0) -> Requeued:
         """Try images again: those of one job as one new job, with the same request; see `Fleet.requeue`."""
-        return await self._engine.drive(_dead_letters.requeue(self._flows, letters))
+        return await self._engine.drive(_dead_letters.requeue(self._flows, letters, wait_seconds))
 
     async def discard(self, letters: Iterable[DeadLetter]) -> int:
         """Drop letters and the images that were kept for them; how many were still there."""

@@ -159,16 +159,21 @@ class Fleet:
         wanted = make_wanted(job=job, code=code, model=model, since=since)
         return self._engine.drive(_dead_letters.find(self._flows.ledger, wanted, limit))
 
-    def requeue(self, letters: Iterable[DeadLetter]) -> Requeued:
+    def requeue(self, letters: Iterable[DeadLetter], *, wait_seconds: float | None = 0.0) -> Requeued:
         """Try images again: those of one job as one new job, with the same request.
 
         The new job's id follows from the letters, so that repeating the call is harmless. The letters stay, with a
         note of the job, and are not sent a second time.
 
+        Args:
+            letters: From `dead_letters`.
+            wait_seconds: How long to wait for room at a time. None: without end.
+
         Raises:
+            QueueFull: For `wait_seconds` there was no room. Some may be sent: repeat it, with the same letters.
             LedgerUnavailable, BrokerUnavailable: Repeat it.
         """
-        return self._engine.drive(_dead_letters.requeue(self._flows, letters))
+        return self._engine.drive(_dead_letters.requeue(self._flows, letters, wait_seconds))
 
     def discard(self, letters: Iterable[DeadLetter]) -> int:
         """Drop letters and the images that were kept for them; how many were still there."""

@@ -1,7 +1,7 @@
 """One chunk from its wake-up call to its commit: what the Celery task does.
 
 begin ─► (nothing to do: ack) | gate ─► pipeline ─► commit (see `commits.py`) ─► ack
-whatever stands in the way ─► handed back to the queue, and no death counted
+whatever stands in the way ─► handed back to the queue; only a lost device counts as a death
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 from celery.exceptions import Reject
@@ -25,6 +25,7 @@ from classifleet.config import (
     ImageError,
     Lane,
     LedgerUnavailable,
+    NotReplicated,
     Payload,
     Record,
     Settings,
@@ -32,8 +33,8 @@ from classifleet.config import (
     StorageUnavailable,
 )
 from classifleet.config.payload import MESSAGE_VERSION, explain
-from classifleet.ledger import Begin, Lease, Ledger, SyncRunner
-from classifleet.worker.commits import Committer
+from classifleet.ledger import Begin, Call, Lease, Ledger, SyncRunner
+from classifleet.worker.commits import Committer, NoPlace, SinkGivenUp
 from classifleet.worker.gate import Gate, GateClosed, Turn
 from classifleet.worker.inflight import InFlight
 from classifleet.worker.instruments import CHUNKS, HANDED_BACK, INFLIGHT, QUEUE_WAIT
@@ -44,8 +45,9 @@ from classifleet.worker.records import failed_records
 from classifleet.worker.sink import Sinks
 
 log = structlog.get_logger(__name__)
-GIVE_UP_ATTEMPTS: Final = 5
-"""A chunk that fails as a whole in so late an attempt is answered with `internal`, rather than tried for ever."""
+T = TypeVar("T")
+GIVE_UP_FAILURES: Final = 5
+"""A chunk that has failed as a whole so often is answered with `internal`, rather than tried for ever."""
 REFUSE_SECONDS: Final = 2.0  # that a refused wake-up call waits for the consumer to stop, or it would come right back
 
 
@@ -161,25 +163,36 @@ class ChunkRunner:
             self._leases.remove(work.held)
 
     def _begin(self, job: str, chunk: str, queue: str) -> Lease:
-        ask = partial(
-            self._ledger.begin,
+        grant = uuid.uuid4().hex
+        call = self._ledger.begin(
             job,
             chunk,
             self._owner,
             lease_ms=self._lease_ms,
             latest=self._latest,
             queue=queue,
-            grant=uuid.uuid4().hex,
+            grant=grant,
         )
         try:
-            return self._runner.run(ask())
-        except LedgerUnavailable:  # it may have been granted, and the answer lost
-            return patiently(
-                lambda: self._runner.run(ask(again=True)),
-                on=LedgerUnavailable,
-                seconds=self._keep_seconds,
-                interrupt=self._interrupt,
-            )
+            return self._patiently(call)
+        except (LedgerUnavailable, Interrupted):  # it may have been granted, and the answer lost
+            self._revoke(queue, grant)
+            raise
+
+    def _revoke(self, queue: str, grant: str) -> None:
+        """Nobody died: no lease may stay behind that runs out."""
+        try:
+            self._runner.run(self._ledger.revoke(queue, grant, keep_ms=self._lease_ms))
+        except LedgerUnavailable as error:
+            log.warning("not known whether a chunk was granted; its lease runs out", queue=queue, error=str(error))
+
+    def _patiently(self, call: Call[T]) -> T:
+        return patiently(
+            lambda: self._runner.run(call),
+            on=LedgerUnavailable,
+            seconds=self._keep_seconds,
+            interrupt=self._interrupt,
+        )
 
     def _park(self, lease: Lease, why: str) -> None:
         """Written by a newer classifleet: it waits for a worker that understands it."""
@@ -200,8 +213,12 @@ class ChunkRunner:
             self._hand_back(work, "drain" if self._interrupt.is_set() else "gate", error)
             if self._interrupt.is_set():
                 raise Reject("the worker is ending", requeue=True) from error
+        except SinkGivenUp as error:
+            self._answer(work, "sink", ImageError(ErrorCode.INTERNAL, str(error)), aside=True)
         except (StorageError, StorageUnavailable) as error:
             self._hand_back(work, "sink", error)
+        except NotReplicated as error:
+            self._leave(work, error)
         except LedgerUnavailable as error:
             self._hand_back(work, "ledger", error)
         except LeaseLost:
@@ -215,20 +232,41 @@ class ChunkRunner:
                 outcome=outcome.value.lower(), seconds=round(time.monotonic() - began, 3),
             )  # fmt: skip
 
+    def _leave(self, work: _Work, error: NotReplicated) -> None:
+        """It is done on the primary. If a failover forgets that, the chunk is handed back, and else nothing is."""
+        log.warning("done, but not on enough replicas", job=work.lease.job, chunk=work.lease.chunk, error=str(error))
+        self._leases.give_back(work.held)
+
     def _hand_back(self, work: _Work, reason: str, error: BaseException) -> None:
         job, chunk, attempt = work.held
-        log.warning("handed back", job=job, chunk=chunk, attempt=attempt, because=reason, error=str(error))
+        write = log.debug if isinstance(error, NoPlace) else log.warning  # there may be thousands
+        write("handed back", job=job, chunk=chunk, attempt=attempt, because=reason, error=str(error))
         HANDED_BACK.labels(reason).inc()
         self._leases.give_back(work.held)
 
     def _give_up(self, work: _Work, reason: str, error: Exception) -> None:
         """Hand a chunk back that failed as a whole, or answer it at last."""
-        if work.lease.attempt < GIVE_UP_ATTEMPTS:
+        job, chunk, attempt = work.held
+        try:
+            failures = self._runner.run(self._ledger.failed(job, chunk, self._owner, attempt))
+        except LedgerUnavailable:
+            failures = 0
+        if failures < GIVE_UP_FAILURES:
             self._hand_back(work, reason, error)
             return
-        what = ImageError(ErrorCode.INTERNAL, f"its chunk failed {work.lease.attempt} times: {type(error).__name__}")
+        what = f"its chunk failed {failures} times: {type(error).__name__}"
+        self._answer(work, reason, ImageError(ErrorCode.INTERNAL, what))
+
+    def _answer(self, work: _Work, reason: str, error: ImageError, *, aside: bool = False) -> None:
+        """The same error for all its images, or, if that cannot be written either, another attempt."""
+        log.error("given up", job=work.lease.job, chunk=work.lease.chunk, because=reason, error=str(error))
+        records = self._failed(work, error)
         try:
-            self._committer.commit(work.payload, work.lease, self._failed(work, what), work.queue, work.lane)
+            self._committer.commit(work.payload, work.lease, records, work.queue, work.lane, aside=aside)
+        except NotReplicated as alone:
+            self._leave(work, alone)
+        except SinkGivenUp:
+            self._answer(work, "sink", error, aside=True)
         except Exception as second:
             log.exception("chunk not answered", job=work.lease.job, chunk=work.lease.chunk)
             self._hand_back(work, reason, second)
@@ -242,6 +280,7 @@ class ChunkRunner:
                 self._sinks.require_allowed(work.payload.sink)
             except ImageError as error:
                 return self._failed(work, error)
+            self._committer.require_place(work.payload)
         if work.lease.deaths >= SUSPECT_DEATHS:
             with self._gate.alone(self._chunk_seconds) as turn:
                 return self._classify(work, turn)
@@ -262,30 +301,36 @@ class ChunkRunner:
         try:
             if self._interrupt.is_set():  # `abort` may have looked before the future was there
                 future.cancel()
-            return future.result(self._chunk_seconds)
+            return self._outcome(future, turn or Turn())
         finally:
             self._running.discard(future)
             future.cancel()
+
+    def _outcome(self, future: Future[list[Record]], turn: Turn) -> list[Record]:
+        """Wait while it goes on: an ordinary chunk has one clock, a suspect one begins anew with each image."""
+        while not future.done():
+            left = self._chunk_seconds - turn.still_seconds()
+            if left <= 0:
+                raise TimeoutError(f"nothing was done for {self._chunk_seconds:g} s")
+            wait((future,), left)
+        return future.result()
 
     async def _mark_aside(self, work: _Work, turn: Turn, image: str) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self._mark, work, turn, image)
 
     def _mark(self, work: _Work, turn: Turn, image: str) -> None:
         """Say which image is touched next, and let others pass before it is."""
+        turn.progress()
+        self.in_flight.progress()
         if self._gate.interactive_waits():
             self._tell(work, "")
             self._gate.let_pass(turn, self._chunk_seconds)
+            self.in_flight.progress()
         self._tell(work, image)
 
     def _tell(self, work: _Work, image: str) -> None:
         job, chunk, attempt = work.held
-        still = patiently(
-            lambda: self._runner.run(self._ledger.mark(job, chunk, self._owner, attempt, image)),
-            on=LedgerUnavailable,
-            seconds=self._keep_seconds,
-            interrupt=self._interrupt,
-        )
-        if not still:
+        if not self._patiently(self._ledger.mark(job, chunk, self._owner, attempt, image)):
             raise LeaseLost
 
 

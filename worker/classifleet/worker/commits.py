@@ -11,13 +11,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import structlog
 
 from classifleet.config import (
+    ErrorCode,
     ImageError,
     Lane,
     LedgerUnavailable,
+    NotReplicated,
     Payload,
     Record,
     Settings,
@@ -25,14 +28,24 @@ from classifleet.config import (
     StorageUnavailable,
 )
 from classifleet.config.claims import Claims
-from classifleet.ledger import Commit, Lease, Ledger, SyncRunner
+from classifleet.ledger import Call, Commit, Lease, Ledger, SyncRunner
 from classifleet.worker.instruments import CLASSIFICATIONS, DEAD_LETTERS, DUPLICATES, IMAGES, STAGE_DURATION
 from classifleet.worker.letters import dead_letters
-from classifleet.worker.outages import Outages, patiently
+from classifleet.worker.outages import Interrupted, Outages, patiently
 from classifleet.worker.records import Finished, finish
-from classifleet.worker.sink import Sinks, part_name
+from classifleet.worker.sink import GAP_SECONDS, Sinks, part_name
 
 log = structlog.get_logger(__name__)
+UNKNOWN_MODEL: Final = "unknown"
+_SINK_ERRORS: Final = (StorageError, StorageUnavailable)
+
+
+class NoPlace(StorageUnavailable):
+    """The sink is away, and as many chunks wait for it as may."""
+
+
+class SinkGivenUp(StorageError):
+    """The sink has taken nothing of the job for `sink_patience_seconds`."""
 
 
 class Committer:
@@ -55,24 +68,46 @@ class Committer:
         self._outages = outages
         self._claims = claims
         self._keep_seconds = settings.keep_results_seconds
+        self._patience_seconds = settings.sink_patience_seconds
         self._letters_ttl_ms = settings.dead_letter_ttl_seconds * 1000
         self._letters_most = settings.dead_letters_max
         self._interrupt = interrupt
         self._sinks_away: set[str] = set()
         self._for_sinks = threading.BoundedSemaphore(max(1, settings.chunks_in_flight // 2))
 
-    def commit(self, payload: Payload, lease: Lease, records: list[Record], queue: str, lane: Lane) -> Commit:
-        """Make the records final, unless another attempt was first.
+    def require_place(self, payload: Payload) -> None:
+        """Before a chunk is worked on: would its records have a place to wait for their sink?
 
         Raises:
+            NoPlace: The sink is away, and as many wait for it as may.
+        """
+        if payload.sink in self._sinks_away:
+            with self._a_place_to_wait():
+                return
+
+    def commit(
+        self,
+        payload: Payload,
+        lease: Lease,
+        records: list[Record],
+        queue: str,
+        lane: Lane,
+        *,
+        aside: bool = False,
+    ) -> Commit:
+        """Make the records final, unless another attempt was first; `aside` in Redis, whatever the sink.
+
+        Raises:
+            SinkGivenUp: No part could be written, and the job waits no longer for that.
             StorageError, StorageUnavailable: No part could be written.
             LedgerUnavailable: Redis did not come back in time.
+            NotReplicated: It is done, but the replicas did not come back in time, or the process is ending.
             Interrupted: The process is ending.
         """
         if len(records) != len(payload.items):
             raise RuntimeError(f"{len(records)} records for {len(payload.items)} images")
         finished = finish(records)
-        part = self._write_part(payload, lease, finished)
+        part = "" if aside else self._write_part(payload, lease, finished)
         dead = dead_letters(payload, records, lane)
         start = time.monotonic()
         call = self._ledger.commit(
@@ -87,22 +122,34 @@ class Committer:
             dead_most=self._letters_most,
             digest=lease.digest,
         )
-        outcome, _ = patiently(
-            lambda: self._runner.run(call),
-            on=LedgerUnavailable,
-            seconds=self._keep_seconds,
-            interrupt=self._interrupt,
-        )
+        outcome = self._until_written(call)
         STAGE_DURATION.labels("commit").observe(time.monotonic() - start)
         if outcome in (Commit.COMMITTED, Commit.REPEATED):
             self._claims.delete(payload, keep={letter.ref for letter in dead})
-        if outcome is Commit.COMMITTED:
             _count(records, queue)
             for letter in dead:
                 DEAD_LETTERS.labels(letter.code).inc()
         elif part and outcome is Commit.LATE:  # of a job that is gone the part may be the one that its manifest names
             self._delete_part(payload, part)
         return outcome
+
+    def _until_written(self, call: Call[tuple[Commit, bool]]) -> Commit:
+        """What became of the commit, once it is on as many replicas as it must be; the last try says `REPEATED`."""
+        alone: list[NotReplicated] = []
+
+        def run() -> Commit:
+            try:
+                return self._runner.run(call)[0]
+            except NotReplicated as error:
+                alone.append(error)
+                raise
+
+        try:
+            return patiently(run, on=LedgerUnavailable, seconds=self._keep_seconds, interrupt=self._interrupt)
+        except Interrupted:
+            if alone:
+                raise alone[-1] from None
+            raise
 
     def _write_part(self, payload: Payload, lease: Lease, finished: Finished) -> str:
         """The part's name; empty when the records go to Redis (no sink, or one that is not allowed)."""
@@ -122,22 +169,34 @@ class Committer:
 
         try:
             write()
-        except StorageUnavailable as error:
+        except _SINK_ERRORS as error:  # one that refuses may be set right, as one that is away may come back
             self._sinks_away.add(sink)
             self._outages.failed("sink", error)
+            self._require_patience(payload, error)
             with self._a_place_to_wait():
-                patiently(write, on=StorageUnavailable, seconds=self._keep_seconds, interrupt=self._interrupt)
+                patiently(write, on=_SINK_ERRORS, seconds=self._keep_seconds, interrupt=self._interrupt)
         self._sinks_away.discard(sink)
         if not self._sinks_away:  # another one that works says nothing of those that do not
             self._outages.works("sink")
         STAGE_DURATION.labels("sink").observe(time.monotonic() - start)
         return name
 
+    def _require_patience(self, payload: Payload, error: Exception) -> None:
+        gap_ms = int(max(GAP_SECONDS, 4 * self._keep_seconds) * 1000)
+        try:
+            failed_ms = self._runner.run(self._ledger.sink_failed(payload.job, payload.chunk, gap_ms=gap_ms))
+        except LedgerUnavailable:  # the commit would not come through either
+            return
+        if failed_ms >= self._patience_seconds * 1000:
+            raise SinkGivenUp(
+                f"the sink {payload.sink} has taken no records for {failed_ms / 1000:.0f} s: {error}"
+            ) from error
+
     @contextmanager
     def _a_place_to_wait(self) -> Iterator[None]:
         """At most half of the chunks wait for a sink, so that jobs without one, or with another, go on."""
         if not self._for_sinks.acquire(blocking=False):
-            raise StorageUnavailable("the sink is away, and many chunks wait for it already")
+            raise NoPlace("the sink is away, and many chunks wait for it already")
         try:
             yield
         finally:
@@ -159,4 +218,5 @@ def _count(records: Sequence[Record], queue: str) -> None:
         (name, a["error"]["code"] if "error" in a else "ok") for r in records for name, a in r["models"].items()
     )
     for (name, outcome), count in answers.items():
-        CLASSIFICATIONS.labels(name, outcome).inc(count)
+        known = outcome != ErrorCode.MODEL_NOT_FOUND  # else any name that somebody asked for would be a series
+        CLASSIFICATIONS.labels(name if known else UNKNOWN_MODEL, outcome).inc(count)

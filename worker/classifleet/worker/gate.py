@@ -22,11 +22,20 @@ class GateClosed(Exception):
 class Turn:
     """A suspect's time alone; `inside` while nobody else passes, `over` when it has left for good."""
 
-    __slots__ = ("inside", "over")
+    __slots__ = ("_moved", "inside", "over")
 
     def __init__(self) -> None:
         self.inside = True
         self.over = False
+        self.progress()
+
+    def progress(self) -> None:
+        """It goes on with its next image."""
+        self._moved = time.monotonic()
+
+    def still_seconds(self) -> float:
+        """For how long it has been at the same image; 0 while others pass."""
+        return time.monotonic() - self._moved if self.inside else 0.0
 
 
 class Gate:
@@ -124,6 +133,7 @@ class Gate:
             self._wait(lambda: turn.over or self._may_be_alone(), timeout)
             if turn.over:
                 raise GateClosed
+            turn.progress()
             turn.inside = self._alone = True
         finally:
             self._suspects -= 1

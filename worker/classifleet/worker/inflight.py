@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class InFlight:
-    """What is at work, and since when something last began or ended. Safe across threads."""
+    """What is at work, and since when something last began, went forward or ended. Safe across threads."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -25,6 +25,10 @@ class InFlight:
         finally:
             self._move(-1)
 
+    def progress(self) -> None:
+        """Something at work went forward."""
+        self._move(0)
+
     def _move(self, by: int) -> None:
         with self._changed:
             self._count += by
@@ -37,7 +41,7 @@ class InFlight:
         return self._count
 
     def still_seconds(self) -> float:
-        """For how long something has been at work and nothing has begun or ended; 0 when idle."""
+        """For how long something has been at work and nothing has begun, gone forward or ended; 0 when idle."""
         return time.monotonic() - self._moved if self._count else 0.0
 
     def wait_idle(self, timeout: float) -> bool:

@@ -27,6 +27,7 @@ class LeaseKeeper:
         self._lease_ms = int(lease_seconds * 1000)
         self._held: set[Held] = set()
         self._unwanted: set[Held] = set()
+        self._died = False
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="classifleet-leases", daemon=True)
@@ -59,6 +60,10 @@ class LeaseKeeper:
             self._held.clear()
         self._hand_back()
 
+    def count_deaths(self) -> None:
+        """From now on what is handed back has died here, as if with the process: its device was lost."""
+        self._died = True
+
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
@@ -82,7 +87,7 @@ class LeaseKeeper:
         if not unwanted:
             return
         try:
-            self._runner.run(self._ledger.hand_back(self._owner, unwanted))
+            self._runner.run(self._ledger.hand_back(self._owner, unwanted, died=self._died))
         except LedgerUnavailable as error:
             log.debug("chunks not handed back", chunks=len(unwanted), error=str(error))
             return

@@ -7,20 +7,20 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import redis
 import structlog
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
 from classifleet.config import LedgerUnavailable
-from classifleet.config.errors import Unavailable
+from classifleet.config.errors import NotReplicated
 from classifleet.ledger import Call, Replicas, SyncRunner
 from classifleet.worker.instruments import DEPENDENCY_UP
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-Dependency = Literal["broker", "ledger", "sink"]
+Dependency = Literal["broker", "ledger", "replicas", "sink"]
 FIRST_PAUSE_SECONDS: Final = 0.1
 LONGEST_PAUSE_SECONDS: Final = 5.0
 REFUSED_TRIES: Final = 3
@@ -35,6 +35,8 @@ class Outages:
     def __init__(self) -> None:
         self._since: dict[Dependency, float] = {}
         self._lock = threading.Lock()
+        for dependency in get_args(Dependency):
+            DEPENDENCY_UP.labels(dependency).set(1)
 
     def failed(self, dependency: Dependency, error: object) -> None:
         """A call failed because the dependency is away."""
@@ -73,11 +75,17 @@ class WatchedRunner(SyncRunner):
         """Run calls in one round trip; see `SyncRunner.run_all`."""
         try:
             answers = super().run_all(calls)
+        except NotReplicated as error:
+            self._outages.works("ledger")
+            self._outages.failed("replicas", error)
+            raise
         except LedgerUnavailable as error:
             if is_away(error):
                 self._outages.failed("ledger", error)
             raise
         self._outages.works("ledger")
+        if self._replicas.are_needed_by(calls):
+            self._outages.works("replicas")
         return answers
 
 
@@ -87,16 +95,24 @@ class Interrupted(Exception):
 
 def is_away(error: BaseException) -> bool:
     """Whether waiting helps; a script that failed on its keys fails again."""
-    if not isinstance(error, LedgerUnavailable) or isinstance(error.__cause__, _AWAY):
+    if not isinstance(error, LedgerUnavailable) or isinstance(error, NotReplicated):
+        return True
+    if isinstance(error.__cause__, _AWAY):
         return True
     return isinstance(error.__cause__, redis.ResponseError) and bool(_REFUSALS.search(str(error.__cause__)))
 
 
-def patiently(call: Callable[[], T], *, on: type[Unavailable], seconds: float, interrupt: threading.Event) -> T:
+def patiently(
+    call: Callable[[], T],
+    *,
+    on: type[Exception] | tuple[type[Exception], ...],
+    seconds: float,
+    interrupt: threading.Event,
+) -> T:
     """Repeat a call until it is answered, with growing pauses.
 
     Raises:
-        Unavailable: The last failure, after so many seconds, or after three tries if waiting does not help.
+        Exception: The last failure, one of `on`: after so many seconds, or after three if waiting does not help.
         Interrupted: The event was set meanwhile.
     """
     end = time.monotonic() + seconds

@@ -17,7 +17,15 @@ from typing import Any, Final
 
 import stamina
 
-from classifleet.config import ErrorCode, ImageError, Settings, StorageUnavailable, parse_reference
+from classifleet.config import (
+    ErrorCode,
+    ImageError,
+    MissingExtra,
+    Settings,
+    StorageError,
+    StorageUnavailable,
+    parse_reference,
+)
 from classifleet.config.storage import Store, open_store
 from classifleet.ledger import Part
 
@@ -25,6 +33,7 @@ MANIFEST_VERSION: Final = 1
 MANIFEST_NAME: Final = "manifest.json"
 WRITE_ATTEMPTS: Final = 3
 WRITE_SECONDS: Final = 20.0
+GAP_SECONDS: Final = 3600.0  # without a try: then it is not known whether a sink failed all the time
 
 
 def part_name(chunk: str, attempt: int) -> str:
@@ -82,7 +91,13 @@ class Sinks:
     def _write(self, sink: str, name: str, data: bytes) -> None:
         for attempt in stamina.retry_context(on=StorageUnavailable, attempts=WRITE_ATTEMPTS, timeout=WRITE_SECONDS):
             with attempt:
-                self._store(sink).put(name, data)
+                self._put(sink, name, data)
+
+    def _put(self, sink: str, name: str, data: bytes) -> None:
+        try:
+            self._store(sink).put(name, data)
+        except (FileNotFoundError, MissingExtra) as error:  # some stores say "not found" of a bucket that is gone
+            raise StorageError(str(error)) from error
 
     def _store(self, sink: str) -> Store:
         store: Store = self._open(sink)

@@ -3,7 +3,7 @@
 -- that a job of a hundred does not wait behind one of ten millions. If the named chunk needs nobody, another is taken.
 -- A lease that ran out is not taken over here: `expire_leases` alone decides that a worker has died.
 local PICK_TRIES = 32 -- jobs and broken entries that one call looks at
-local job, chunk, owner, lease_ms, latest_json, queue, grant, again = unpack(ARGV)
+local job, chunk, owner, lease_ms, latest_json, queue, grant = unpack(ARGV)
 local latest = cjson.decode(latest_json)
 local function models_of(job)
   local readable, models = pcall(cjson.decode, fields(job_key(job), 'models')[1])
@@ -42,14 +42,10 @@ local function pick()
     else put_aside(queue, first, next) end
   end
 end
--- The chunk that this very call was granted, when the answer was lost.
-local function granted()
-  local was, which = split(redis.call('HGET', queue_key(queue, 'grants'), grant) or '')
-  local c = was and load(was, which)
-  return c and c.state == 'leased' and c.grant == grant and models_of(was) and c or nil
-end
 even_when_full()
-local c = again == '1' and granted() or nil
+if redis.call('EXISTS', P .. 'revoked:' .. grant) == 1 then return {'GONE'} end
+local c = granted(queue, grant) -- this very call was answered before, and the answer lost
+if c and not models_of(c.job) then c = nil end
 if not c then
   c = load(job, chunk)
   local refused = refusal(c)

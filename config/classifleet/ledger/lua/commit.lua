@@ -13,7 +13,7 @@ if not c or not writable or not held[1] then return {'GONE', 0} end
 -- The job was deleted and its id used again: these records are of other images.
 if digest ~= '' and held[1] ~= digest then return {'GONE', 0} end
 local codes, dead, keep = cjson.decode(codes_json), cjson.decode(dead_json), {}
-for _, letter in ipairs(dead) do keep[letter.ref] = true end
+for _, letter in ipairs(dead) do keep[letter.ref] = (keep[letter.ref] or 0) + 1 end
 redis.call('DEL', c.key)
 for sha in string.gmatch(held[2] or '', '"blob:(%x+)"') do
   local name = job .. ':' .. chunk .. ':' .. sha
@@ -27,6 +27,10 @@ for sha in string.gmatch(held[2] or '', '"blob:(%x+)"') do
       redis.call('DECRBY', P .. 'blob_bytes', string.match(member, '(%d+)$'))
     end
   end
+end
+for ref, letters in pairs(keep) do
+  local sha = letters > 1 and string.match(ref, '^%l+:(%x+)$')
+  if sha then redis.call('SET', P .. 'kept:' .. job .. ':' .. chunk .. ':' .. sha, letters, 'PX', dead_ttl_ms) end
 end
 leave(c)
 count(c.queue, 'done', c.n)
@@ -44,6 +48,7 @@ if #dead > 0 then
 end
 redis.call('HSET', P .. 'parts:' .. job, chunk,
   held[1] .. ' ' .. attempt .. ' ' .. ok .. ' ' .. partial .. ' ' .. failed .. ' ' .. part)
+if part ~= '' then redis.call('HDEL', jk, 'sink_failed_at', 'sink_tried_at') end
 redis.call('RPUSH', log_key, chunk)
 redis.call('HINCRBY', jk, 'done', c.n)
 redis.call('HINCRBY', jk, 'ok', tonumber(ok))

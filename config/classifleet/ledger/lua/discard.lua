@@ -1,2 +1,2 @@
--- Drops a dead letter and what it kept. 0: there is none.
-return drop_letter(ARGV[1]) and 1 or 0
+-- Drops a dead letter and what it alone kept; the answer as `drop_letter` says.
+return drop_letter(ARGV[1])

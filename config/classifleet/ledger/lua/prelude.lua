@@ -37,6 +37,12 @@ end
 local function held_by(c, owner, attempt)
   return c and c.state == 'leased' and c.owner == owner and c.attempt == tonumber(attempt)
 end
+-- The chunk that a call of `begin` was granted and that is still held under it.
+local function granted(queue, grant)
+  local job, chunk = split(redis.call('HGET', queue_key(queue, 'grants'), grant) or '')
+  local c = job and load(job, chunk)
+  return c and c.state == 'leased' and c.grant == grant and c or nil
+end
 local function notify(job)
   local reply = redis.call('HGET', job_key(job), 'reply_to')
   if reply then redis.call('PUBLISH', P .. 'reply:' .. reply, job) end
@@ -136,23 +142,42 @@ local function remember(c, ended)
   local line = cjson.encode({attempt = c.attempt, worker = c.owner or '', ended = ended, at = now})
   redis.call('HSET', c.key, 'history', (redis.call('HGET', c.key, 'history') or '') .. line .. '\n')
 end
--- Drops a dead letter and the image that was kept for it. false: there is none.
+-- A death: if the worker was alone with one image, that image is convicted.
+local function bury(c)
+  local held = redis.call('HMGET', c.key, 'mark', 'convicted')
+  if held[1] and held[1] ~= '' then
+    local convicted = cjson.decode(held[2] or '[]')
+    convicted[#convicted + 1] = held[1]
+    redis.call('HSET', c.key, 'convicted', cjson.encode(convicted))
+  end
+  redis.call('HINCRBY', c.key, 'deaths', 1)
+  remember(c, 'died')
+end
+-- Drops a dead letter, and the image that was kept for it and for no other letter. 0: there is none; 2: its image,
+-- which lies elsewhere, is kept for nobody any more.
 local function drop_letter(key)
   local body = attempted('HGET', P .. 'dead:' .. key, 'letter')
   redis.call('ZREM', P .. 'dead', key)
   redis.call('DEL', P .. 'dead:' .. key)
+  if not body then return 0 end
   local readable, letter = pcall(cjson.decode, body)
   local item = readable and type(letter) == 'table' and type(letter.item) == 'table' and letter.item
-  local sha = item and type(item.ref) == 'string' and string.match(item.ref, '^blob:(%x+)$')
-  if sha and type(letter.job) == 'string' and type(letter.chunk) == 'string' then
-    local name = letter.job .. ':' .. letter.chunk .. ':' .. sha
-    local member = name .. ':' .. (attempted('STRLEN', P .. 'blob:' .. name) or 0)
-    redis.call('DEL', P .. 'blob:' .. name)
-    if redis.call('ZREM', P .. 'blobs', member) == 1 then
-      redis.call('DECRBY', P .. 'blob_bytes', string.match(member, '(%d+)$'))
-    end
+  local store, sha = string.match(item and type(item.ref) == 'string' and item.ref or '', '^(%l+):(%x+)$')
+  if not sha or type(letter.job) ~= 'string' or type(letter.chunk) ~= 'string' then return 1 end
+  local name = letter.job .. ':' .. letter.chunk .. ':' .. sha
+  local kept = P .. 'kept:' .. name
+  if (tonumber(attempted('GET', kept) or nil) or 0) > 1 then
+    redis.call('DECR', kept)
+    return 1
   end
-  return body
+  redis.call('DEL', kept)
+  if store ~= 'blob' then return 2 end
+  local member = name .. ':' .. (attempted('STRLEN', P .. 'blob:' .. name) or 0)
+  redis.call('DEL', P .. 'blob:' .. name)
+  if redis.call('ZREM', P .. 'blobs', member) == 1 then
+    redis.call('DECRBY', P .. 'blob_bytes', string.match(member, '(%d+)$'))
+  end
+  return 1
 end
 -- Whether so many bytes more leave too little room for the records of what has been accepted.
 local function full(bytes, share)

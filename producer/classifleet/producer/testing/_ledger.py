@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from classifleet.ledger import Call, Ledger, Parked, Part, PutReply
+from classifleet.ledger import Call, Discarded, Ledger, Parked, Part, PutReply
 from classifleet.producer.testing._memory import Memory
 from classifleet.producer.testing._state import MemoryChunk, now_ms
 
@@ -123,9 +123,9 @@ class MemoryLedger(Ledger):
         """See `Ledger.dead_letter`."""
         return _call(dict)
 
-    def discard(self, key: str) -> Call[bool]:
+    def discard(self, key: str) -> Call[Discarded]:
         """See `Ledger.discard`."""
-        return _call(lambda: False)
+        return _call(lambda: Discarded.UNKNOWN)
 
     def queues(self) -> Call[list[str]]:
         """See `Ledger.queues`."""

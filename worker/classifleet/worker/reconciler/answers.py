@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from typing import Any, Final
 
+import structlog
 from pydantic import ValidationError
 
-from classifleet.config import ErrorCode, ImageError, Payload
+from classifleet.config import ErrorCode, ImageError, Payload, StorageError, StorageUnavailable
 from classifleet.config.payload import Item
 from classifleet.ledger import Call
 from classifleet.ledger.values import MANUAL_ATTEMPT
@@ -18,15 +17,17 @@ from classifleet.worker.reconciler.context import Context
 from classifleet.worker.records import Finished, failed_records, finish
 from classifleet.worker.sink import part_name
 
-WRITERS: Final = 16
-Held = tuple[str, Mapping[str, str]]  # a chunk and its fields in the ledger
+Held = tuple[str, Mapping[str, str]]  # a chunk, and of its fields in the ledger at least NEEDED
+log = structlog.get_logger(__name__)
+NEEDED: Final = ("payload", "digest", "n")
 
 
 def answer(context: Context, job: str, fields: Mapping[str, str], held: Sequence[Held], code: ErrorCode) -> None:
     """Commit the same error for every image of these chunks; where a worker was faster, its commit stands.
 
     Raises:
-        StorageError, StorageUnavailable: The sink did not take a part; those before it may be written.
+        StorageError, StorageUnavailable: The sink did not take a part; those before it may be written. It is not
+            waited for for ever (`sink_patience_seconds`): then the records go to Redis.
         LedgerUnavailable: Some may be committed.
     """
     error = ImageError(code)
@@ -34,8 +35,15 @@ def answer(context: Context, job: str, fields: Mapping[str, str], held: Sequence
     finished = [finish(failed_records(p, error, attempt=MANUAL_ATTEMPT, worker=context.owner)) for p in payloads]
     sink = fields.get("sink", "")
     writes = bool(sink) and context.writes_to(sink)
-    if writes:
-        _write_parts(context, sink, job, payloads, finished)
+    try:
+        for payload, each in zip(payloads, finished, strict=True) if writes else ():
+            name = part_name(payload.chunk, MANUAL_ATTEMPT)
+            context.sinks.write_part(sink, job, name, (record for _, record in each.records))
+    except (StorageError, StorageUnavailable) as refusal:
+        if not context.gives_up_sink(job, [chunk for chunk, _ in held]):
+            raise
+        log.error("sink given up; records in Redis", job=job, sink=sink, chunks=len(held), error=str(refusal))
+        writes = False
     digests = [chunk_fields.get("digest", "") for _, chunk_fields in held]
     calls = [_commit(context, *each, writes) for each in zip(payloads, finished, digests, strict=True)]
     context.runner.run_all(calls)
@@ -49,19 +57,6 @@ def _commit(context: Context, payload: Payload, finished: Finished, digest: str,
     return context.ledger.commit(
         payload.job, payload.chunk, MANUAL_ATTEMPT, finished.tally, part=part, records=records, digest=digest
     )
-
-
-def _write_parts(
-    context: Context, sink: str, job: str, payloads: Sequence[Payload], finished: Sequence[Finished]
-) -> None:
-    def write(payload: Payload, each: Finished) -> None:
-        name = part_name(payload.chunk, MANUAL_ATTEMPT)
-        context.sinks.write_part(sink, job, name, (record for _, record in each.records))
-
-    with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(WRITERS, thread_name_prefix="classifleet-parts"))
-        stack.callback(pool.shutdown, cancel_futures=True)
-        list(pool.map(write, payloads, finished))
 
 
 def readable_payload(job: str, chunk: str, fields: Mapping[str, str]) -> Payload:

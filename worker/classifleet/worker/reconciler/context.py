@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
-from classifleet.config import ImageError, Settings, message
+from classifleet.config import ImageError, LedgerUnavailable, Settings, message
 from classifleet.config.celery_app import Publisher
 from classifleet.config.claims import Claims
 from classifleet.ledger import Ledger, SyncRunner
-from classifleet.worker.sink import Sinks
+from classifleet.worker.outages import is_away
+from classifleet.worker.sink import GAP_SECONDS, Sinks
 
 DUTY_LEASE_SECONDS: Final = 15.0
 DUTY_LEASE_LEAST_SECONDS: Final = 3.0
 PUBLISH_PAGE: Final = 500
 Chunk = tuple[str, str]
+T = TypeVar("T")
 
 
 class Interrupted(Exception):
     """The process is ending, or another one has the duty now: what was begun is gone on with later."""
+
+
+def each(things: Iterable[T], work: Callable[[T], object]) -> None:
+    """Work on each of them, also when the keys of one are garbage.
+
+    Raises:
+        LedgerUnavailable: At once if Redis is away; else of one that failed, when the others are done.
+    """
+    failed: LedgerUnavailable | None = None
+    for thing in things:
+        try:
+            work(thing)
+        except LedgerUnavailable as error:
+            if is_away(error):
+                raise
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +85,12 @@ class Context:
         except ImageError:
             return False
         return True
+
+    def gives_up_sink(self, job: str, chunks: Iterable[str] = ("",)) -> bool:
+        """Note that a sink took no parts of these chunks (or not the manifest): has it been so for long enough?"""
+        gap_ms = int(max(GAP_SECONDS, 4 * self.settings.keep_results_seconds) * 1000)
+        failed = self.runner.run_all([self.ledger.sink_failed(job, chunk, gap_ms=gap_ms) for chunk in chunks])
+        return bool(min(failed) >= self.settings.sink_patience_seconds * 1000)
 
     def answers(self, job: Mapping[str, str]) -> bool:
         """Whether this process can write the records of a job: an exporter need not have the sink's credentials."""

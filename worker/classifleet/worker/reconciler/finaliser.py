@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import structlog
 
 from classifleet.config import ClassifleetError, ErrorCode, LedgerUnavailable, StorageError, StorageUnavailable
 from classifleet.ledger import Part
-from classifleet.worker.reconciler.answers import answer
+from classifleet.worker.reconciler.answers import NEEDED, answer
 from classifleet.worker.reconciler.context import Context, Duty
 
 log = structlog.get_logger(__name__)
 PAGE: Final = 256
 CANCEL_PAGE: Final = 128
+CANCEL_SLICE: Final = 16  # chunks that one thread reads, answers and commits at a time
+CANCEL_THREADS: Final = 2  # one makes records while the other waits for Redis; more are in each other's way
+S3_THREADS: Final = 8  # a bucket is waited for at each part
 LOOK_AGAIN_MS: Final = 2_000  # chunks of a cancelled job are at work: their commits come, or their leases run out
 TRY_AGAIN_MS: Final = 30_000  # the sink refused; other jobs do not wait behind this one
 
@@ -79,8 +85,8 @@ class Finaliser:
         if not fields or fields["done"] != fields["accepted"]:
             return False
         parts = list(self._parts(job, int(fields["ttl_seconds"])))
-        if any(part.name for part in parts):
-            self._write_manifest(job, fields, [part for part in parts if part.name])
+        if written := [part for part in parts if part.name]:
+            self._write_manifest(job, fields, written)
         ended = run(ledger.finish(job, int(fields["done"])))
         if ended:
             log.info("job ended", job=job, state=fields["state"], images=int(fields["done"]))
@@ -100,7 +106,13 @@ class Finaliser:
 
     def _write_manifest(self, job: str, fields: dict[str, str], parts: list[Part]) -> None:
         sinks, sink = self._context.sinks, fields["sink"]
-        sinks.write_manifest(sink, job, summary(fields), parts)
+        try:
+            sinks.write_manifest(sink, job, summary(fields), parts)
+        except (StorageError, StorageUnavailable) as error:
+            if not self._context.gives_up_sink(job):
+                raise
+            log.error("sink given up; the job ends without a manifest", job=job, sink=sink, error=str(error))
+            return
         self._duty.keep()
         winners = {part.name for part in parts}
         try:
@@ -117,13 +129,24 @@ class Finaliser:
         """Give every image that is still queued its record."""
         runner, ledger = self._context.runner, self._context.ledger
         offset, before = 0, None
-        while (chunks := runner.run(ledger.pending(job, offset, CANCEL_PAGE))) and chunks != before:
-            self._duty.keep()
-            before = chunks
-            hashes = runner.run_all([ledger.chunk(job, chunk) for chunk in chunks])
-            queued = [(chunk, held) for chunk, held in zip(chunks, hashes, strict=True) if "n" in held]
-            offset += len(chunks) - len(queued)
-            answer(self._context, job, fields, queued, ErrorCode.CANCELLED)
+        with ExitStack() as stack:
+            threads = S3_THREADS if fields.get("sink", "").startswith("s3:") else CANCEL_THREADS
+            pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="classifleet-cancelled"))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            while (chunks := runner.run(ledger.pending(job, offset, CANCEL_PAGE))) and chunks != before:
+                self._duty.keep()
+                before = chunks
+                slices = [chunks[start : start + CANCEL_SLICE] for start in range(0, len(chunks), CANCEL_SLICE)]
+                answered = sum(pool.map(partial(self._answer_queued, job, fields), slices))
+                offset += len(chunks) - answered
+
+    def _answer_queued(self, job: str, fields: dict[str, str], chunks: Sequence[str]) -> int:
+        """How many of the chunks there still were."""
+        runner, ledger = self._context.runner, self._context.ledger
+        found = runner.run_all([ledger.chunk(job, chunk, *NEEDED) for chunk in chunks])
+        queued = [(chunk, held) for chunk, held in zip(chunks, found, strict=True) if "n" in held]
+        answer(self._context, job, fields, queued, ErrorCode.CANCELLED)
+        return len(queued)
 
 
 def summary(fields: dict[str, str]) -> dict[str, Any]:

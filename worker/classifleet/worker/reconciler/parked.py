@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from classifleet.config import ErrorCode, MissingExtra, Payload, StorageError, StorageUnavailable
 from classifleet.worker.reconciler.answers import answer
-from classifleet.worker.reconciler.context import Chunk, Context
+from classifleet.worker.reconciler.context import Chunk, Context, each
 
 log = structlog.get_logger(__name__)
 PAGE: Final = 256
@@ -32,8 +32,7 @@ class ParkedChunks:
         Raises:
             Unavailable: The rest is looked at later.
         """
-        for queue in self._context.queues():
-            self._page(queue)
+        each(self._context.queues(), self._page)
 
     def _page(self, queue: str) -> None:
         context, runner, ledger = self._context, self._context.runner, self._context.ledger

@@ -13,8 +13,9 @@ from classifleet.config import ClassifleetError, LedgerUnavailable, Settings
 from classifleet.config.celery_app import Publisher
 from classifleet.config.errors import Unavailable
 from classifleet.ledger import Ledger, SyncRunner
+from classifleet.worker.outages import is_away
 from classifleet.worker.reconciler import leases
-from classifleet.worker.reconciler.context import Context, Duty, Interrupted
+from classifleet.worker.reconciler.context import Context, Duty, Interrupted, each
 from classifleet.worker.reconciler.finaliser import Finaliser
 from classifleet.worker.reconciler.messages import LostMessages
 from classifleet.worker.reconciler.parked import ParkedChunks
@@ -83,26 +84,30 @@ class Reconciler:
             if not self._duty.hold():
                 return False
             queues = self.context.queues()
-            for queue in queues if settled else ():
-                leases.expire(self.context, queue)
-        except LedgerUnavailable:
-            self._contact.lost()
+            if settled:
+                each(queues, lambda queue: leases.expire(self.context, queue))
+            each(queues, self._look_for_lost_messages)
+        except LedgerUnavailable as error:
+            if is_away(error):
+                self._contact.lost()
             raise
-        for queue in queues:
-            self._duty.keep()
-            self._messages.round(queue)
         return True
+
+    def _look_for_lost_messages(self, queue: str) -> None:
+        self._duty.keep()
+        self._messages.round(queue)
 
     def finalise(self) -> None:
         """Ends of jobs, once; raises as `round` does."""
-        for finaliser in self._finalisers:
-            finaliser.round()
+        each(self._finalisers, Finaliser.round)
 
     def look_after(self) -> None:
         """Parked chunks and upkeep, once; raises as `round` does, and StorageError."""
-        self._parked.round()
-        if self._duty.hold():
-            self._upkeep.round()
+        try:
+            self._parked.round()
+        finally:
+            if self._duty.hold():
+                self._upkeep.round()
 
 
 class _Repeated(threading.Thread):

@@ -1,0 +1,58 @@
+"""That this process lives, and what it is, in the ledger. No promise rests on it.
+
+`classifleet doctor` and `classifleet top` read it, and the exporter, for an alert on queues that no worker serves.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Final
+
+import structlog
+
+from classifleet.config import LedgerUnavailable
+from classifleet.ledger import Ledger, SyncRunner, WorkerFigures, WorkerInfo
+
+log = structlog.get_logger(__name__)
+INTERVAL_SECONDS: Final = 10.0
+
+
+class Roster:
+    """Enlists this process every ten seconds, on a thread of its own, from `start` to `close`."""
+
+    def __init__(self, ledger: Ledger, runner: SyncRunner) -> None:
+        self._ledger = ledger
+        self._runner = runner
+        self._closed = threading.Event()
+
+    def start(
+        self,
+        owner: str,
+        *,
+        pools: tuple[str, ...] = (),
+        models: tuple[str, ...] = (),
+        figures: Callable[[], WorkerFigures] = WorkerFigures,
+    ) -> None:
+        """Start the thread; a process without pools is an exporter. `figures` says what it has done."""
+        info = WorkerInfo(owner, pools, models, version("classifleet"))
+        threading.Thread(target=self._keep, args=(info, figures), name="classifleet-roster", daemon=True).start()
+
+    def close(self) -> None:
+        """Have the thread strike this process off and end; not waited for, since a silent one is struck off anyway."""
+        self._closed.set()
+
+    def _keep(self, info: WorkerInfo, figures: Callable[[], WorkerFigures]) -> None:
+        while not self._closed.is_set():
+            self._tell(replace(info, figures=figures()))
+            self._closed.wait(INTERVAL_SECONDS)
+        self._tell(info, gone=True)
+
+    def _tell(self, info: WorkerInfo, *, gone: bool = False) -> None:
+        call = self._ledger.strike_off(info.owner) if gone else self._ledger.enlist(info)
+        try:
+            self._runner.run(call)
+        except LedgerUnavailable as error:
+            log.debug("not enlisted", error=str(error))
