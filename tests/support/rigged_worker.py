@@ -2,7 +2,8 @@
 
 python -m tests.support.rigged_worker worker
 
-Magenta kills the process, cyan never returns. `RIGGED_SECONDS` is how long each forward pass takes.
+Magenta kills the process, cyan never returns, yellow raises. `RIGGED_SECONDS` is how long each forward pass takes. The
+device of the worker that is the first to make the file `RIGGED_LOST` is lost in its first forward pass.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +26,7 @@ from classifleet.worker.models import tuned
 
 MAGENTA: Final = (255, 0, 255)
 CYAN: Final = (0, 255, 255)
+YELLOW: Final = (255, 255, 0)
 TOLERANCE: Final = 30  # JPEG changes colours
 
 
@@ -34,6 +37,7 @@ class Rigged:
         self._backend = backend
         self.name = backend.name
         self._seconds = float(os.environ.get("RIGGED_SECONDS") or 0)
+        self._lost = os.environ.get("RIGGED_LOST")
 
     def warm(self, batch_sizes: Iterable[int]) -> None:
         self._backend.warm(batch_sizes)
@@ -46,8 +50,20 @@ class Rigged:
             os.kill(os.getpid(), signal.SIGKILL)
         if _has(batch, CYAN):
             threading.Event().wait()
+        if _has(batch, YELLOW):
+            raise RuntimeError("a yellow image")
         time.sleep(self._seconds)
+        if self._lost and _first(self._lost):
+            raise RuntimeError("CUDA error: device-side assert triggered")
         return self._backend.run(batch)
+
+
+def _first(path: str) -> bool:
+    try:
+        Path(path).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _has(batch: NDArray[np.uint8], color: tuple[int, int, int]) -> bool:

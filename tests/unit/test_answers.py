@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from classifleet.config import ErrorCode, ImageError, Options
-from classifleet.worker.answers import answer, failed_answer
+from classifleet.worker.answers import SORTED_AT_ONCE, answer, failed_answer
 
 LABELS = ("ant", "bee", "cat", "dog")
 SCORES = np.array([0.1, 0.2, 0.6, 0.1], np.float32)
@@ -61,3 +61,18 @@ def test_confidence_is_finite_json() -> None:
 def test_failed_answer_carries_the_code() -> None:
     got = failed_answer(ImageError(ErrorCode.MODEL_FAILED, "why"))
     assert got == {"status": "error", "error": {"code": "model_failed", "message": "why", "retryable": False}}
+
+
+@pytest.mark.parametrize("classes", [1, 2, SORTED_AT_ONCE, SORTED_AT_ONCE + 1, 1000])
+def test_the_best_are_the_same_however_many_there_are_to_pick_from(classes: int) -> None:
+    """Many scores are equal, also those of the last one that is wanted and of the first one that is not."""
+    random = np.random.default_rng(classes)
+    labels = [f"class-{n}" for n in range(classes)]
+    for count in (1, 2, 5, classes):
+        scores = (random.integers(0, 8, classes) / 8).astype(np.float32)
+        got = answer(
+            scores, labels, digest="d", kind="single", threshold=0.5, options=Options(top_k=min(count, classes))
+        )
+        expected = sorted(range(classes), key=lambda n: (-scores[n], n))[:count]
+        assert [p["class_id"] for p in got["predictions"]] == expected
+        assert (got["top"], got["confidence"]) == (labels[expected[0]], float(scores[expected[0]]))

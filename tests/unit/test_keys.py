@@ -42,6 +42,10 @@ NAMES = {
     "broker:deadlines": f"{KEYS.broker}deadlines",
     "broker:garbage": f"{KEYS.broker}garbage",
     "lock:<name>": KEYS.lock("n"),
+    "revoked:<grant>": KEYS.shared("revoked:g"),
+    "kept:<job>:<chunk>:<sha256>": KEYS.shared("kept:j:c:" + "0" * 64),
+    "workers": KEYS.shared("workers"),
+    "about": KEYS.shared("about"),
 }
 
 
@@ -54,9 +58,7 @@ def test_the_table_has_each_key_once() -> None:
 @pytest.mark.parametrize("row", KEY_TABLE, ids=lambda row: row.pattern)
 def test_each_name_follows_its_pattern(row: object) -> None:
     pattern = row.pattern  # type: ignore[attr-defined]
-    expected = "classifleet:{prod}:" + re.sub(r"<(\w)\w*>", r"\1", pattern).replace("<sha256>", "")
-    if pattern.startswith("blob:"):
-        expected = "classifleet:{prod}:blob:j:c:" + "0" * 64
+    expected = "classifleet:{prod}:" + re.sub(r"<(\w)\w*>", r"\1", pattern.replace("<sha256>", "0" * 64))
     assert NAMES[pattern] == expected
 
 

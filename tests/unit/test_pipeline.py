@@ -16,8 +16,8 @@ from PIL import Image
 from classifleet.config import ErrorCode, ImageError, Lane, LedgerUnavailable, Payload, Record
 from classifleet.config.reference import Reference
 from classifleet.ledger import Begin, Lease
-from classifleet.worker.batching import Device, ModelSlot
 from classifleet.worker.decode import DecodeLimits
+from classifleet.worker.device import Device, ModelSlot
 from classifleet.worker.lanes import LaneExecutor
 from classifleet.worker.models import ModelDescription
 from classifleet.worker.pipeline import Mark, Pipeline

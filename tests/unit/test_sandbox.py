@@ -18,8 +18,8 @@ import pytest
 
 from classifleet.config import ErrorCode, ImageError, Payload
 from classifleet.ledger import Begin, Lease
-from classifleet.worker.batching import Device, ModelSlot
 from classifleet.worker.decode import DecodeLimits, prepare
+from classifleet.worker.device import Device, ModelSlot
 from classifleet.worker.lanes import LaneExecutor
 from classifleet.worker.pipeline import Pipeline
 from classifleet.worker.sandbox import Sandbox

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,12 +14,13 @@ from tests.models_support import description_fields
 
 pytest.importorskip("torch")
 from classifleet.worker.models.golden_inputs import GoldenInputs
-from classifleet.worker.models.tuning import Bounds, Tuning, tune
-from classifleet.worker.models.variants import VARIANTS, available
+from classifleet.worker.models.measuring import QUIET_LOAD, Bounds, Speed, busy
+from classifleet.worker.models.tuning import Row, Tuning, no_hope, tune
+from classifleet.worker.models.variants import BY_NAME, VARIANTS, available
 
 DESCRIPTION = ModelDescription.from_fields(description_fields(), where="test")
 PICTURES = 240
-CPU = [variant.name for variant in VARIANTS if not available(variant, "cpu")]
+CPU = [variant.name for variant in VARIANTS if "cpu" in variant.devices]
 
 
 @dataclass
@@ -30,6 +32,9 @@ class Bench:
     load: float = 0.1
     shift: dict[str, float] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
+    compile: float = 0.0
+    disturbed: Callable[[float], float] = lambda now: 1.0
+    load_average: float = 0.0
     now: float = 0.0
     opened: list[str] = field(default_factory=list)
     closed: int = 0
@@ -37,7 +42,13 @@ class Bench:
     def clock(self) -> float:
         return self.now
 
-    def open(self, variant) -> Fake:
+    def missing(self, variant) -> str:
+        return "" if variant.name in CPU else available(variant, "cpu")
+
+    def seconds(self, variant) -> float:
+        return self.compile if variant.engine == "inductor" else 0.0
+
+    def open(self, variant, *, seconds=None) -> Fake:
         self.opened.append(variant.name)
         self.now += self.load
         if variant.name in self.broken:
@@ -51,7 +62,8 @@ class Fake:
     name: str
 
     def run(self, batch):
-        self.bench.now += self.bench.batch + len(batch) * self.bench.image.get(self.name, 0.02)
+        takes = self.bench.batch + len(batch) * self.bench.image.get(self.name, 0.02)
+        self.bench.now += takes * self.bench.disturbed(self.bench.now)
         sure = batch[:, 0, 0, 0].astype(np.float32) / 255
         sure = np.clip(sure + self.bench.shift.get(self.name, 0.0), 0, 1)
         return np.stack([sure, 1 - sure], axis=1)
@@ -72,12 +84,12 @@ def inputs(pictures: int = PICTURES, photos: int = 9) -> GoldenInputs:
 def run(bench: Bench, *, given: GoldenInputs | None = None, precision="auto", seconds=1000.0, forward=0.5) -> Tuning:
     tuning = tune(
         DESCRIPTION,
-        bench.open,
+        bench,
         given or inputs(),
-        device="cpu",
         precision=precision,
         bounds=Bounds(seconds, forward, (1, 2, 4, 8, 16)),
         clock=bench.clock,
+        load=lambda: bench.load_average,
     )
     assert bench.closed == len(bench.opened) - len(bench.broken), "every backend is closed again"
     assert [row.status for row in tuning.rows].count("chosen") == 1
@@ -105,7 +117,7 @@ def test_a_fast_liar_is_refused_and_the_next_one_serves():
     assert tuning.chosen.variant == "torchscript/channels_last"
     liar = next(row for row in tuning.rows if row.variant == "torchscript/bf16")
     assert liar.status == "refused"
-    assert "in the mean" in liar.reason
+    assert "of a class is" in liar.reason
     assert liar.speed is not None
     assert liar.speed.rate > (tuning.chosen.speed or tuning.plain).rate
 
@@ -152,6 +164,82 @@ def test_the_time_is_bounded_and_what_was_not_tried_is_not_chosen():
     tuning = run(bench, seconds=60.0)
     assert "no time" in status(tuning).values()
     assert bench.now < 60 + 30 + 20, "the time, and the variant that was under way"
+
+
+def test_compiling_is_not_begun_when_it_would_not_end_in_time():
+    bench = Bench(image={"inductor/fp32": 0.001, "inductor/bf16": 0.001}, compile=300)
+    tuning = run(bench, seconds=200.0)
+    assert status(tuning)["inductor/fp32"] == status(tuning)["inductor/bf16"] == "no time"
+    assert "about 300 s" in next(row.reason for row in tuning.rows if row.variant == "inductor/fp32")
+    assert not [name for name in bench.opened if name.startswith("inductor")]
+    assert run(Bench(image={"inductor/fp32": 0.001}, compile=30)).chosen.variant == "inductor/fp32"
+
+
+ROWS = {
+    "torchscript": Row("torchscript", "fp32", "slower", Speed(20, 1, 0.05)),
+    "optimized": Row("torchscript/optimized", "fp32", "slower", Speed(100, 1, 0.01)),
+    "bf16": Row("torchscript/bf16", "bf16", "slower", Speed(200, 1, 0.005)),
+}
+
+
+@pytest.mark.parametrize(
+    ("variant", "best", "rows", "tried"),
+    [
+        ("inductor/fp32", Row("openvino/fp32", "fp32", "chosen", Speed(170, 1, 0.01)), "optimized", True),
+        ("inductor/fp32", Row("openvino/fp32", "fp32", "chosen", Speed(190, 1, 0.01)), "optimized", False),
+        ("inductor/fp32", Row("openvino/fp32", "fp32", "chosen", Speed(190, 1, 0.01)), "torchscript", True),
+        ("inductor/bf16", Row("openvino/bf16", "bf16", "chosen", Speed(400, 1, 0.01)), "optimized bf16", False),
+        ("inductor/bf16", Row("openvino/bf16", "bf16", "chosen", Speed(300, 1, 0.01)), "optimized bf16", True),
+        ("inductor/bf16", Row("openvino/fp32", "fp32", "chosen", Speed(900, 1, 0.01)), "optimized", True),
+        ("torchscript/bf16", Row("openvino/fp32", "fp32", "chosen", Speed(900, 1, 0.01)), "optimized", True),
+    ],
+)
+def test_compiling_is_tried_only_where_it_can_win(variant, best, rows, tried):
+    reason = no_hope(BY_NAME[variant], [*(ROWS[name] for name in rows.split()), best])
+    assert (reason == "") is tried, reason
+    assert not no_hope(BY_NAME[variant], [*(ROWS[name] for name in rows.split()), best], wanted=True)
+
+
+def test_a_machine_that_is_disturbed_now_and_then_chooses_the_same_and_says_so():
+    """Every other quarter of a second something else takes nine tenths of the machine."""
+    bench = Bench(
+        image={"torchscript/channels_last": 0.005},
+        disturbed=lambda now: 10.0 if now % 0.5 < 0.25 else 1.0,
+    )
+    tuning = run(bench)
+    assert tuning.chosen.variant == "torchscript/channels_last"
+    assert tuning.speedup == pytest.approx(0.02 / 0.005, rel=0.3)
+    assert "in the mean" in tuning.busy
+
+
+def test_a_machine_that_slows_down_for_good_does_not_change_the_choice():
+    """From the third second on everything takes four times as long: what was measured before looks better."""
+    bench = Bench(
+        image={"torchscript/channels_last": 0.004, "torchscript/optimized": 0.003},
+        disturbed=lambda now: 1.0 if now < 3 else 4.0,
+    )
+    tuning = run(bench, precision="fp32")
+    assert tuning.chosen.variant in ("torchscript/optimized", "torchscript/channels_last")
+    assert tuning.speedup == pytest.approx(0.02 / 0.003, rel=0.4)
+
+
+@pytest.mark.parametrize(
+    ("spread", "load", "cores", "said"),
+    [
+        (1.02, 0.5, 2, ""),
+        (1.29, 2.9, 2, ""),
+        (1.5, 0.0, 2, "in the mean"),
+        (1.02, 3.1, 2, "load average was 3.1 on 2 cores"),
+        (1.02, 40.0, 64, ""),
+    ],
+)
+def test_when_a_machine_counts_as_busy(spread, load, cores, said):
+    assert busy(spread, load, cores) == "" if not said else said in busy(spread, load, cores)
+
+
+def test_a_high_load_average_is_said():
+    assert "load average" in run(Bench(load_average=1e3 * QUIET_LOAD)).busy
+    assert run(Bench()).busy == ""
 
 
 def test_a_slow_plain_module_leaves_time_for_the_others():

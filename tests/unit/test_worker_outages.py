@@ -9,7 +9,7 @@ import redis
 import structlog
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from classifleet.config import LedgerUnavailable, StorageUnavailable
+from classifleet.config import LedgerUnavailable, NotReplicated, StorageUnavailable
 from classifleet.worker import outages as module
 from classifleet.worker.outages import Interrupted, Outages, is_away, patiently, pause_seconds
 
@@ -53,6 +53,7 @@ def unavailable(cause: Exception) -> LedgerUnavailable:
         (unavailable(ResponseError("NOREPLICAS Not enough good replicas to write. script: f00")), True),
         (unavailable(ResponseError("BUSY Redis is busy running a script.")), True),
         (unavailable(ResponseError("Error running script: @user_script:17: -MISCONF Redis is configured to")), True),
+        (NotReplicated("0 of 1 replicas"), True),
         (StorageUnavailable("503"), True),
     ],
 )

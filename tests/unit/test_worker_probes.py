@@ -20,6 +20,7 @@ WELL = Vitals()
     [
         (WELL, None),
         (replace(WELL, device_alive=False), "the device thread has died"),
+        (replace(WELL, device_alive=False, device_lost="ECC"), "the device is lost: ECC"),
         (replace(WELL, loop_alive=False), "the event loop's thread has died"),
         (replace(WELL, leases_alive=False), "the thread that renews leases has died"),
         (replace(WELL, forward_seconds=10), None),

@@ -9,40 +9,62 @@ import pytest
 from classifleet.config import ErrorCode, ImageError, Item, Payload
 from classifleet.config.reference import Reference
 from classifleet.ledger import Begin, Lease
-from classifleet.worker.batching import Device
 from classifleet.worker.decode import DecodeLimits
+from classifleet.worker.device import Device
 from classifleet.worker.lanes import LaneExecutor
 from classifleet.worker.models import ModelDescription
 from classifleet.worker.pipeline import Pipeline
-from classifleet.worker.stages import bounded
+from classifleet.worker.stages import Limit
 from tests.models_support import description_fields
 
 
-async def forever() -> None:
-    await asyncio.get_running_loop().create_future()
+def waiting() -> asyncio.Future[bytes]:
+    return asyncio.get_running_loop().create_future()
 
 
-def test_a_stage_that_hangs_says_which() -> None:
-    async def run() -> None:
-        async with bounded("decode", 0.001):
-            await forever()
+def test_a_stage_that_hangs_says_which_and_no_other_image_suffers() -> None:
+    async def run() -> list[bytes | BaseException]:
+        limit = Limit("decode", 0.05)
+        early, late, ended = waiting(), waiting(), waiting()
+        asyncio.get_running_loop().call_later(0.03, ended.set_result, b"pixels")
+        at_work = [asyncio.ensure_future(limit.of(each)) for each in (early, ended)]
+        await asyncio.sleep(0.02)
+        at_work.append(asyncio.ensure_future(limit.of(late)))
+        return await asyncio.gather(*at_work, return_exceptions=True)
 
-    with pytest.raises(ImageError, match=r"decode took longer than 0\.001 s") as raised:
-        asyncio.run(run())
-    assert raised.value.code is ErrorCode.INTERNAL
+    early, ended, late = asyncio.run(run())
+    assert ended == b"pixels"
+    for error in (early, late):
+        assert isinstance(error, ImageError)
+        assert (error.code, str(error)) == (ErrorCode.INTERNAL, "decode took longer than 0.05 s")
+
+
+def test_a_stage_has_its_limit_again_after_a_pause_and_on_another_loop() -> None:
+    limit = Limit("decode", 0.001)
+
+    async def hang() -> None:
+        for _ in range(2):
+            with pytest.raises(ImageError, match=r"longer than 0\.001 s"):
+                await limit.of(waiting())
+
+    for _ in range(2):
+        asyncio.run(hang())
 
 
 def test_an_outer_limit_and_other_errors_are_left_alone() -> None:
-    async def deadline() -> None:
-        async with asyncio.timeout(0.001), bounded("decode", 60):
-            await forever()
+    async def deadline() -> bool:
+        stage = waiting()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await Limit("decode", 60).of(stage)
+        return stage.cancelled()
 
     async def fails() -> None:
-        async with bounded("decode", 60):
-            raise ImageError(ErrorCode.UNDECODABLE)
+        stage = waiting()
+        stage.set_exception(ImageError(ErrorCode.UNDECODABLE))
+        await Limit("decode", 60).of(stage)
 
-    with pytest.raises(TimeoutError):
-        asyncio.run(deadline())
+    assert asyncio.run(deadline())
     with pytest.raises(ImageError, match="corrupt"):
         asyncio.run(fails())
 

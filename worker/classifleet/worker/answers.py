@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from classifleet.config import ImageError, ModelAnswer, Options, Prediction
 
-CONFIDENCE_DIGITS = 6
+CONFIDENCE_DIGITS: Final = 6
+SORTED_AT_ONCE: Final = 64  # scores; of more, the best ones are picked before they are sorted
 
 
 def answer(
@@ -33,8 +34,11 @@ def answer(
         options: The request's.
     """
     order = _best_first(scores, len(labels) if options.scores == "all" else min(options.top_k, len(labels)))
-    predictions = [_prediction(labels, scores, i) for i in order]
-    best = int(scores.argmax())
+    predictions: list[Prediction] = [
+        {"class": labels[i], "class_id": i, "confidence": round(score, CONFIDENCE_DIGITS)}
+        for i, score in zip(order, scores[order].tolist(), strict=True)
+    ]
+    best = order[0]
     result = ModelAnswer(
         status="ok",
         digest=digest,
@@ -42,7 +46,7 @@ def answer(
         predictions=_at_least(predictions, options.threshold),
         truncated=False,
         top=labels[best],
-        confidence=_confidence(scores, best),
+        confidence=predictions[0]["confidence"],
     )
     result["truncated"] = len(result["predictions"]) < len(labels)
     if kind == "multi":
@@ -58,20 +62,15 @@ def failed_answer(error: ImageError) -> ModelAnswer:
 
 def _best_first(scores: NDArray[np.float32], count: int) -> list[int]:
     """Indices of the `count` highest scores, highest first; equal scores by index."""
-    if count < len(scores):
-        candidates = np.sort(np.argpartition(-scores, count - 1)[:count])
-    else:
-        candidates = np.arange(len(scores))
-    order: list[int] = candidates[np.argsort(-scores[candidates], kind="stable")].tolist()
-    return order
-
-
-def _prediction(labels: Sequence[str], scores: NDArray[np.float32], index: int) -> Prediction:
-    return {"class": labels[index], "class_id": index, "confidence": _confidence(scores, index)}
-
-
-def _confidence(scores: NDArray[np.float32], index: int) -> float:
-    return round(float(scores[index]), CONFIDENCE_DIGITS)
+    falling = -scores
+    if count >= len(scores) or len(scores) <= SORTED_AT_ONCE:
+        order = falling.argsort(kind="stable")
+    else:  # all that are as good as the last one that is wanted, so that equal scores stay in order
+        last = np.partition(falling, count - 1)[count - 1]
+        candidates = (falling <= last).nonzero()[0]
+        order = candidates[falling[candidates].argsort(kind="stable")]
+    best: list[int] = order[:count].tolist()
+    return best
 
 
 def _at_least(predictions: list[Prediction], threshold: float | None) -> list[Prediction]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -51,7 +51,7 @@ class LaneQueue(Generic[T]):
         self._passed_over = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return len(self._waiting["interactive"]) + len(self._waiting["bulk"])
 
     def append(self, lane: Lane, item: T) -> None:
         """Queue an item."""
@@ -118,17 +118,28 @@ class LaneSlots:
                 self._held[lane] += 1
                 turn.set_result(None)
 
-    @asynccontextmanager
-    async def held(self, lane: Lane) -> AsyncIterator[None]:
+    def held(self, lane: Lane) -> AbstractAsyncContextManager[None]:
         """Wait for a slot and hold it."""
-        await self.acquire(lane)
-        try:
-            yield
-        finally:
-            self.release(lane)
+        return _Holding(self, lane)
 
 
-@dataclass(frozen=True, slots=True)
+class _Holding(AbstractAsyncContextManager[None]):
+    """A class, since a generator in its place costs more than all else that a slot does."""
+
+    __slots__ = ("_lane", "_slots")
+
+    def __init__(self, slots: LaneSlots, lane: Lane) -> None:
+        self._slots = slots
+        self._lane = lane
+
+    async def __aenter__(self) -> None:
+        await self._slots.acquire(self._lane)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._slots.release(self._lane)
+
+
+@dataclass(slots=True)
 class _Work:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
@@ -160,10 +171,18 @@ class LaneExecutor:
         self._ended: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
 
     async def run(self, lane: Lane, call: Callable[..., T], *args: Any) -> T:
-        """Call it in a thread; a caller that gives up takes back what has not begun.
+        """Call it in a thread, and wait for what it returns; see `submit`.
 
         Raises:
             Exception: What the call raises.
+            RuntimeError: The executor is closed.
+        """
+        return await self.submit(lane, call, *args)
+
+    def submit(self, lane: Lane, call: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """Call it in a thread, unless the future is done by then: its caller has given up.
+
+        Raises:
             RuntimeError: The executor is closed.
         """
         loop = asyncio.get_running_loop()
@@ -176,7 +195,7 @@ class LaneExecutor:
                 self._start_thread()
             else:
                 self._ready.notify()
-        return await future
+        return future
 
     def close(self, *, wait: bool = True) -> None:
         """End the threads: when all is done, or without waiting, and without what has not begun."""
@@ -203,7 +222,7 @@ class LaneExecutor:
 
     def _serve(self) -> None:
         while (work := self._next()) is not None:
-            if work.future.cancelled():
+            if work.future.done():
                 continue
             try:
                 self._end((work, work.call(), None))

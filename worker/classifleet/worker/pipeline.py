@@ -7,13 +7,17 @@ item ─► parse ─► fetch ─► decode + preprocess (threads) ─► devic
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final, Literal, Protocol
 
 import structlog
+from prometheus_client import Histogram
 
 from classifleet.config import (
     ErrorCode,
@@ -30,16 +34,18 @@ from classifleet.config import (
 from classifleet.config.reference import Reference
 from classifleet.ledger import Lease
 from classifleet.worker.answers import answer, failed_answer
-from classifleet.worker.batching import Device, Inference, Pixels
 from classifleet.worker.decode import DecodeLimits, prepare
+from classifleet.worker.device import Device
 from classifleet.worker.ingest import image_memory
 from classifleet.worker.instruments import STAGE_DURATION
 from classifleet.worker.lanes import LaneExecutor, LaneSlots
 from classifleet.worker.models import ModelDescription
+from classifleet.worker.models.description import Preprocess
+from classifleet.worker.queues import Inference, Pixels
 from classifleet.worker.records import make_record
 from classifleet.worker.sandbox import Sandbox
 from classifleet.worker.sandbox_child import Prepare
-from classifleet.worker.stages import bounded
+from classifleet.worker.stages import Limit
 from classifleet.worker.waiting import WaitingChunk, WaitingImage, WaitingRoom
 
 log = structlog.get_logger(__name__)
@@ -47,6 +53,9 @@ MS_PER_S: Final = 1000
 SUSPECT_DEATHS: Final = 2
 """A chunk whose workers died so often is done image by image, and decoded in a sandbox unless that is turned off."""
 PREDICTION_BYTES: Final = 256  # of a class in a finished record, in memory
+# Found once: looking a metric up by its label costs as much as observing it.
+_FETCH, _DECODE, _BATCH_WAIT, _FORWARD = map(STAGE_DURATION.labels, ("fetch", "decode", "batch_wait", "forward"))
+_NO_DEADLINE: Final = nullcontext()
 
 Mark = Callable[[str], Awaitable[None]]
 
@@ -75,6 +84,11 @@ class _Chunk:
     lease: Lease
     lane: Lane
     began: float
+    deadline: float
+    models: Mapping[str, ModelDescription]
+    """Those that are asked for and are here."""
+    specs: Mapping[str, Preprocess]
+    """Of the models, by digest."""
 
     @property
     def suspect(self) -> bool:
@@ -82,9 +96,12 @@ class _Chunk:
 
     def seconds_left(self) -> float | None:
         """Until the deadline; None if there is none."""
-        if self.lease.left_ms is None:
-            return None
-        return max(0.0, self.lease.left_ms / MS_PER_S - (time.monotonic() - self.began))
+        return None if self.deadline == math.inf else max(0.0, self.deadline - time.monotonic())
+
+    def time_limit(self) -> AbstractAsyncContextManager[object]:
+        """Ends what runs within it at the deadline, with a TimeoutError."""
+        left = self.seconds_left()
+        return _NO_DEADLINE if left is None else asyncio.timeout(left)
 
 
 @dataclass(slots=True)
@@ -143,7 +160,7 @@ class Pipeline:
         self._isolation = isolation
         self._sandbox = sandbox
         self._room = room or WaitingRoom(0)
-        self._decode_seconds = decode_seconds
+        self._decode_limit = Limit("decode", decode_seconds)
 
     async def classify(self, payload: Payload, lease: Lease, lane: Lane, mark: Mark | None = None) -> list[Record]:
         """One record for each of the chunk's images, in their order.
@@ -158,8 +175,8 @@ class Pipeline:
         Raises:
             Exception: What `mark` raises; the chunk is left as it is.
         """
-        chunk = _Chunk(payload, lease, lane, time.monotonic())
-        waits = WaitingChunk(self._room, lane, len(payload.items), self._held_bytes(payload, lease))
+        chunk = self._chunk(payload, lease, lane)
+        waits = WaitingChunk(self._room, lane, len(payload.items), self._held_bytes(chunk))
         images = [_Image(item, waits.image()) for item in payload.items]
         try:
             if chunk.suspect:
@@ -170,7 +187,14 @@ class Pipeline:
                         group.create_task(self._one(image, chunk))
         finally:
             waits.close()
-        return [_record(image, chunk, self._worker) for image in images]
+        return _records(images, chunk, self._worker)
+
+    def _chunk(self, payload: Payload, lease: Lease, lane: Lane) -> _Chunk:
+        began = time.monotonic()
+        deadline = math.inf if lease.left_ms is None else began + lease.left_ms / MS_PER_S
+        models = {name: self._models[name] for name in lease.models if name in self._models}
+        specs = {model.preprocess.digest: model.preprocess for model in models.values()}
+        return _Chunk(payload, lease, lane, began, deadline, models, specs)
 
     async def _one_by_one(self, images: list[_Image], chunk: _Chunk, mark: Mark | None) -> None:
         """Alone, so that a death convicts the marked image and no other."""
@@ -184,16 +208,16 @@ class Pipeline:
         if mark is not None:
             await mark("")
 
-    def _held_bytes(self, payload: Payload, lease: Lease) -> int:
+    def _held_bytes(self, chunk: _Chunk) -> int:
         """What a chunk holds when all but its slow images are done, about."""
-        options = payload.options
-        labels = [len(self._models[name].labels) for name in lease.models if name in self._models]
+        options = chunk.payload.options
+        labels = [len(model.labels) for model in chunk.models.values()]
         classes = sum(labels if options.scores == "all" else (min(options.top_k, count) for count in labels))
-        return 2 * len(lease.payload) + len(payload.items) * classes * PREDICTION_BYTES
+        return 2 * len(chunk.lease.payload) + len(chunk.payload.items) * classes * PREDICTION_BYTES
 
     async def _one(self, image: _Image, chunk: _Chunk) -> None:
         try:
-            async with asyncio.timeout(chunk.seconds_left()):
+            async with chunk.time_limit():
                 await self._stages(image, chunk)
         except TimeoutError:
             image.error = ImageError(ErrorCode.DEADLINE_EXCEEDED)
@@ -206,7 +230,7 @@ class Pipeline:
             image.waits.done()
 
     async def _stages(self, image: _Image, chunk: _Chunk) -> None:
-        models = self._known(image, chunk.lease)
+        _require_models(image, chunk)
         reference = parse_reference(image.item.ref)
         with image_memory() as memory:  # what arrives counts against the fetcher's memory until it is decoded
             start = time.monotonic()
@@ -218,30 +242,17 @@ class Pipeline:
                 lane=chunk.lane,
                 slow=image.waits,
             )
-            image.timings["fetch"] = _observe("fetch", start)
+            image.timings["fetch"] = _observe(_FETCH, start)
             async with self._decoded.held(chunk.lane):
                 start = time.monotonic()
-                specs = {model.preprocess.digest: model.preprocess for model in models.values()}
-                async with bounded("decode", self._decode_seconds):
-                    image.info, pixels = await self._decode_pool.run(
-                        chunk.lane, self._prepare(chunk), data, specs, self._limits
-                    )
-                image.timings["decode"] = _observe("decode", start)
-                del data
+                decoding = self._decode_pool.submit(chunk.lane, self._prepare(chunk), data, chunk.specs, self._limits)
+                decoded = await self._decode_limit.of(decoding)
+                image.info, pixels = decoded
+                image.timings["decode"] = _observe(_DECODE, start)
+                del data, decoding
                 memory.release()
-                inferences = [self._infer(image, name, pixels, chunk) for name in models]
+                inferences = [self._infer(image, name, pixels, chunk) for name in chunk.models]
                 await (inferences[0] if len(inferences) == 1 else asyncio.gather(*inferences))
-
-    def _known(self, image: _Image, lease: Lease) -> dict[str, ModelDescription]:
-        """The models that are asked for and are here; those that are not have their answer."""
-        known = {name: self._models[name] for name in lease.models if name in self._models}
-        for name in lease.models:
-            if name not in known:
-                error = ImageError(ErrorCode.MODEL_NOT_FOUND, f"this worker has no model {name!r}")
-                image.answers[name] = failed_answer(error)
-        if not known:
-            raise ImageError(ErrorCode.MODEL_NOT_FOUND, f"this worker has none of {', '.join(lease.models)}")
-        return known
 
     def _prepare(self, chunk: _Chunk) -> Prepare:
         if self._sandbox is None or not (chunk.suspect or self._isolation == "always"):
@@ -249,9 +260,9 @@ class Pipeline:
         return partial(self._sandbox.prepare, alone=chunk.suspect)
 
     async def _infer(self, image: _Image, name: str, pixels: Mapping[str, Pixels], chunk: _Chunk) -> None:
-        model = self._models[name]
+        model = chunk.models[name]
         try:
-            inference = await self._device.infer(name, pixels[model.preprocess.digest], chunk.lane)
+            inference = await self._device.infer(name, pixels[model.preprocess.digest], chunk.lane, chunk.deadline)
         except ImageError as error:
             image.answers[name] = failed_answer(error)
             return
@@ -266,15 +277,32 @@ class Pipeline:
         )
 
 
-def _record(image: _Image, chunk: _Chunk, worker: str) -> Record:
-    """The record of an image that has left the stages, one way or the other."""
+def _require_models(image: _Image, chunk: _Chunk) -> None:
+    """Answer for the models that are not here, unless there are no others."""
+    names = chunk.lease.models
+    if len(chunk.models) == len(names):
+        return
+    for name in names:
+        if name not in chunk.models:
+            error = ImageError(ErrorCode.MODEL_NOT_FOUND, f"this worker has no model {name!r}")
+            image.answers[name] = failed_answer(error)
+    if not chunk.models:
+        raise ImageError(ErrorCode.MODEL_NOT_FOUND, f"this worker has none of {', '.join(names)}")
+
+
+def _records(images: Iterable[_Image], chunk: _Chunk, worker: str) -> list[Record]:
+    """The records of images that have left the stages, one way or the other. They are finished together."""
+    total_ms = chunk.lease.waited_ms + (time.monotonic() - chunk.began) * MS_PER_S
+    finished_at = datetime.now(UTC)
+    return [_record(image, chunk, worker, total_ms, finished_at) for image in images]
+
+
+def _record(image: _Image, chunk: _Chunk, worker: str, total_ms: float, finished_at: datetime) -> Record:
     lease = chunk.lease
     answers = {name: image.answers[name] for name in lease.models if name in image.answers}  # in the request's order
     answered = [a["status"] == "ok" for a in answers.values()]
     if image.error is None and not any(answered):
         image.error = _common_error(answers.values())
-    total_ms = lease.waited_ms + (time.monotonic() - chunk.began) * MS_PER_S
-    timings = Timings(queue=float(lease.waited_ms), **image.timings, total=total_ms)
     return make_record(
         image.item,
         chunk.payload,
@@ -284,7 +312,8 @@ def _record(image: _Image, chunk: _Chunk, worker: str) -> Record:
         error=image.error,
         image=image.info,
         models=answers,
-        timings=timings,
+        timings=Timings(queue=float(lease.waited_ms), **image.timings, total=total_ms),
+        finished_at=finished_at,
     )
 
 
@@ -301,16 +330,16 @@ def _common_error(answers: Iterable[ModelAnswer]) -> ImageError:
     return ImageError(ErrorCode(info["code"]), info["message"])
 
 
-def _observe(stage: str, start: float) -> float:
+def _observe(stage: Histogram, start: float) -> float:
     seconds = time.monotonic() - start
-    STAGE_DURATION.labels(stage).observe(seconds)
+    stage.observe(seconds)
     return seconds * MS_PER_S
 
 
 def _note_slowest(timings: Timings, inference: Inference) -> None:
     """With several models the record carries the slowest; the histograms get each."""
-    STAGE_DURATION.labels("batch_wait").observe(inference.wait_ms / MS_PER_S)
-    STAGE_DURATION.labels("forward").observe(inference.forward_ms / MS_PER_S)
+    _BATCH_WAIT.observe(inference.wait_ms / MS_PER_S)
+    _FORWARD.observe(inference.forward_ms / MS_PER_S)
     if inference.forward_ms + inference.wait_ms > timings.get("batch_wait", 0.0) + timings.get("forward", 0.0):
         timings["batch_wait"] = inference.wait_ms
         timings["forward"] = inference.forward_ms

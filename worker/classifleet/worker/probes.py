@@ -20,6 +20,7 @@ class Vitals:
     """The state of a worker's threads; durations in seconds."""
 
     device_alive: bool = True
+    device_lost: str = ""
     loop_alive: bool = True
     leases_alive: bool = True
     forward_seconds: float = 0.0
@@ -32,7 +33,8 @@ class Vitals:
 def problems(vitals: Vitals, *, stuck_seconds: float, chunk_seconds: float) -> list[str]:
     """Why only a restart helps; empty if the worker is well, or waits for something that is away."""
     found = [
-        (not vitals.device_alive, "the device thread has died"),
+        (bool(vitals.device_lost), f"the device is lost: {vitals.device_lost}"),
+        (not (vitals.device_alive or vitals.device_lost), "the device thread has died"),
         (not vitals.loop_alive, "the event loop's thread has died"),
         (not vitals.leases_alive, "the thread that renews leases has died"),
         (

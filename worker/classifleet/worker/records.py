@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, cast
 
+from pydantic_core import to_json
+
 from classifleet.config import ImageError, ImageInfo, Item, ModelAnswer, Payload, Record, Timings, redact
 from classifleet.config.record import RECORD_VERSION
 from classifleet.ledger import Tally
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +32,22 @@ def make_record(
     status: Literal["ok", "partial", "error"],
     error: ImageError | None,
     image: ImageInfo | None = None,
-    models: Mapping[str, ModelAnswer] | None = None,
+    models: dict[str, ModelAnswer] | None = None,
     timings: Timings | None = None,
+    finished_at: datetime | None = None,
 ) -> Record:
-    """A record from its parts; absent parts are left out."""
+    """A record from its parts; absent parts are left out. It is finished now, unless something else is said."""
     record = Record(
         v=RECORD_VERSION,
         id=item.id,
         job=payload.job,
         ref=redact(item.ref),
         status=status,
-        models=dict(models or {}),
+        models=models or {},
         attempt=attempt,
         worker=worker,
         timings_ms=_rounded(timings or {}),
-        finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        finished_at=(finished_at or datetime.now(UTC)).isoformat(timespec="milliseconds"),
     )
     if item.meta:
         record["meta"] = item.meta
@@ -59,7 +59,7 @@ def make_record(
 
 
 def _rounded(timings: Timings) -> Timings:
-    rounded = {stage: round(cast("float", ms), 1) for stage, ms in timings.items()}
+    rounded = {stage: round(ms, 1) for stage, ms in cast("dict[str, float]", timings).items()}
     return cast("Timings", rounded)
 
 
@@ -81,5 +81,5 @@ def finish(records: Sequence[Record]) -> Finished:
     """Encode the records and count their outcomes."""
     by_status = Counter(record["status"] for record in records)
     codes = Counter(record["error"]["code"] for record in records if "error" in record)
-    encoded = [(r["id"], _encode(r).encode()) for r in records]
+    encoded = [(record["id"], to_json(record)) for record in records]
     return Finished(encoded, Tally(by_status["ok"], by_status["partial"], by_status["error"], codes))

@@ -7,6 +7,7 @@ ledger ─► event loop ─► device thread ─► models (loaded and warmed) 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import socket
@@ -24,13 +25,14 @@ from classifleet.config.celery_app import Publisher
 from classifleet.config.claims import Claims
 from classifleet.ledger import Ledger, Replicas, SyncRunner, connect, require_fit
 from classifleet.worker import logs, transport
-from classifleet.worker.batching import Device
 from classifleet.worker.chunks import ChunkRunner
 from classifleet.worker.commits import Committer
 from classifleet.worker.cores import usable_cores
 from classifleet.worker.decode import DecodeLimits
+from classifleet.worker.device import Device
 from classifleet.worker.drain import Drain
-from classifleet.worker.exits import EXIT_MEMORY, EXIT_OK
+from classifleet.worker.exits import EXIT_DEVICE, EXIT_MEMORY, EXIT_OK
+from classifleet.worker.figures import Figures
 from classifleet.worker.health import Health, HealthServer
 from classifleet.worker.ingest import Fetcher
 from classifleet.worker.intake import Intake
@@ -43,6 +45,7 @@ from classifleet.worker.outages import Outages, WatchedRunner
 from classifleet.worker.pipeline import Pipeline
 from classifleet.worker.probes import Pulse, Vitals, live
 from classifleet.worker.reconciler import Reconciler
+from classifleet.worker.roster import Roster
 from classifleet.worker.sandbox import Sandbox
 from classifleet.worker.sandbox_child import SandboxLimits
 from classifleet.worker.sink import Sinks
@@ -77,6 +80,7 @@ class Runtime:
         self._state = "starting"
         self._exitcode = EXIT_OK
         self._parts: _Parts | None = None
+        self._roster: Roster | None = None
         self.chunks: ChunkRunner
 
     def start(self) -> None:
@@ -113,7 +117,7 @@ class Runtime:
         require_fit(runner.client, ledger.keys, url, ephemeral=settings.ephemeral)
 
         loop, pulse = self._start_loop()  # before the device, which answers to it until it is closed
-        device = Device()
+        device = Device(self._device_lost)
         self._stack.callback(device.close)
         device.start()
         models = self._models.load(device)
@@ -127,6 +131,7 @@ class Runtime:
         publisher = Publisher(settings)
         self._stack.callback(publisher.close)
         sinks = Sinks(settings)
+        self._roster = Roster(ledger, runner)
         self._start_watches(ledger, runner, publisher, sinks)
         self.chunks = ChunkRunner(
             settings=settings,
@@ -155,6 +160,12 @@ class Runtime:
         """Celery consumes now: the worker is ready."""
         if self._state == "starting":
             self._state = "ready"
+        gc.collect()
+        gc.freeze()  # what a worker begins with stays: to go through it again and again took a fifth of its own time
+        if self._roster is not None:
+            models = tuple(sorted(self._models.progress))
+            pools = tuple(self.settings.queues)
+            self._roster.start(self.owner, pools=pools, models=models, figures=Figures().take)
         log.info("ready", worker=self.owner, models=sorted(self._models.progress))
 
     def close(self) -> None:
@@ -178,6 +189,8 @@ class Runtime:
     def refuse(self) -> None:
         """Begin nothing more, and be not ready."""
         self._state = "draining"
+        if self._roster is not None:
+            self._roster.close()
         self.chunks.refuse()
 
     def stop_reserving(self, timeout: float) -> None:
@@ -214,9 +227,20 @@ class Runtime:
         self._exitcode = exitcode
         self.intake.finish(exitcode)
 
+    def _device_lost(self) -> None:
+        """What is at work waits for a device that never answers: it is handed back, not waited for.
+
+        It counts as a death, or an image that kills the device would do so to one worker after the other.
+        """
+        if self._parts is not None:
+            self._parts.leases.count_deaths()
+        for _ in range(2):  # asked again, a drain ends at once
+            self.drain.request("device lost", EXIT_DEVICE)
+
     def _vitals(self, parts: _Parts) -> Vitals:
         return Vitals(
             device_alive=parts.device.alive(),
+            device_lost=parts.device.lost,
             loop_alive=parts.pulse.alive(),
             leases_alive=parts.leases.alive(),
             forward_seconds=parts.device.busy_seconds(),
@@ -229,7 +253,7 @@ class Runtime:
     def _pipeline(self, fetcher: Fetcher, models: dict[str, ModelDescription], device: Device) -> Pipeline:
         settings = self.settings
         sandbox = self._sandbox()
-        decode_pool = LaneExecutor(settings.decode_threads or usable_cores(), "classifleet-decode")
+        decode_pool = LaneExecutor(settings.decode_threads or self._models.decode_threads or usable_cores(), "classifleet-decode")
         self._stack.callback(decode_pool.close)
         return Pipeline(
             fetcher=fetcher,

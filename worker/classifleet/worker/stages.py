@@ -1,26 +1,56 @@
-"""A bound on one stage of one image, so that its record says which stage hung."""
+"""A bound on one stage of every image, so that its record says which stage hung."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from classifleet.config import ErrorCode, ImageError
 
+T = TypeVar("T")
 
-@asynccontextmanager
-async def bounded(stage: str, seconds: float, code: ErrorCode = ErrorCode.INTERNAL) -> AsyncIterator[None]:
-    """Give a stage so many seconds.
 
-    Raises:
-        ImageError: It took longer. What the body itself raises, other time-outs among it, is left as it is.
+class Limit:
+    """Gives each image so many seconds for a stage. Lives on one event loop.
+
+    One timer serves all that are at it, since a timer for each would cost more than the rest of this: it is set to
+    the end of the oldest, and nearly all are done long before theirs.
+
+    Args:
+        stage: Its name, in the error.
+        seconds: Of each image.
     """
-    limit = asyncio.timeout(seconds)
-    try:
-        async with limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise ImageError(code, f"{stage} took longer than {seconds:g} s") from None
+
+    def __init__(self, stage: str, seconds: float) -> None:
+        self._stage = stage
+        self._seconds = seconds
+        self._ends: dict[asyncio.Future[Any], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def of(self, future: asyncio.Future[T]) -> T:
+        """Wait for the stage of one image.
+
+        Raises:
+            ImageError: `internal`: it took longer. What the stage itself raises is left as it is.
+        """
+        loop = future.get_loop()
+        self._ends[future] = loop.time() + self._seconds
+        if self._timer is None:
+            self._timer = loop.call_later(self._seconds, self._look)
+        try:
+            return await future
+        finally:
+            del self._ends[future]
+            if not self._ends and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        for future, end in self._ends.items():  # the oldest first
+            if end > future.get_loop().time():
+                self._timer = future.get_loop().call_at(end, self._look)
+                return
+            if not future.done():
+                what = f"{self._stage} took longer than {self._seconds:g} s"
+                future.set_exception(ImageError(ErrorCode.INTERNAL, what))

@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Final
+from typing import Final, Self
 
 from classifleet.worker.ingest.clock import Clock
 from classifleet.worker.instruments import FETCH_EVICTIONS, FETCHED_BYTES
@@ -198,10 +196,20 @@ class MemoryBudget:
 
 
 class ImageMemory:
-    """Keeps the bytes that one task fetched charged until it is done with them."""
+    """Keeps the bytes that one task fetched charged until it is done with them; see `image_memory`."""
+
+    __slots__ = ("_holds", "_token")
 
     def __init__(self) -> None:
         self._holds: list[Hold] = []
+
+    def __enter__(self) -> Self:
+        self._token = _memory.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _memory.reset(self._token)
+        self.release()
 
     def keep(self, hold: Hold) -> None:
         """Keep a hold."""
@@ -216,16 +224,9 @@ class ImageMemory:
 _memory: ContextVar[ImageMemory | None] = ContextVar("classifleet_image_memory", default=None)
 
 
-@contextmanager
-def image_memory() -> Iterator[ImageMemory]:
+def image_memory() -> ImageMemory:
     """Within it, what this task fetches stays charged to the fetcher's budget until `release`, or the end."""
-    memory = ImageMemory()
-    token = _memory.set(memory)
-    try:
-        yield memory
-    finally:
-        _memory.reset(token)
-        memory.release()
+    return ImageMemory()
 
 
 def keep_or_release(hold: Hold) -> None:

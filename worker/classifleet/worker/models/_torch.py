@@ -18,6 +18,7 @@ from classifleet.worker.cores import usable_cores
 from classifleet.worker.models import _torchscript, backend
 from classifleet.worker.models.backend import WARM_RUNS, activate, check_batch, check_scores
 from classifleet.worker.models.description import ModelDescription
+from classifleet.worker.models.failures import raise_typed
 
 PARITY_TOLERANCE: Final = 1e-4
 """How far the scores of the frozen copy may lie from the plain module's."""
@@ -79,14 +80,16 @@ class TorchScriptBackend:
         self.description = description
         self.name = name
         self._recipe = recipe or PLAIN
-        self._device = _device(device)
-        torch.set_num_threads(threads or usable_cores())
+        self.device = _device(device)
+        self.fixed_shapes = self.device.type == "cuda"  # its executor compiles fused kernels by shape
+        self._threads = threads or usable_cores()
+        torch.set_num_threads(self._threads)
         spec = description.preprocess
-        self._factor = torch.tensor([spec.scale / std for std in spec.std], device=self._device)
+        self._factor = torch.tensor([spec.scale / std for std in spec.std], device=self.device)
         self._offset = torch.tensor(
-            [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)], device=self._device
+            [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)], device=self.device
         )
-        self._module: Any = _torchscript.load(path, self._device)
+        self._module: Any = _torchscript.load(path, self.device)
         if recipe is None:
             self._choose(path)
         else:
@@ -97,8 +100,16 @@ class TorchScriptBackend:
         if self._module is None:
             raise ModelError(f"{self.description.key}: the backend is closed")
         check_batch(self.description, batch)
-        with torch.inference_mode():
-            scores = activate(self._raw(batch), self.description.output).cpu().numpy()
+        if torch.get_num_threads() != self._threads:  # process-wide, and another model may want more of them
+            torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode():
+                # torch warns of read-only memory, which arrays that come straight from a decoder are
+                pixels = torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(self.device)
+                scores = self.scores(pixels).cpu().numpy()
+        except (RuntimeError, MemoryError) as error:
+            raise_typed(error)
+            raise
         return check_scores(self.description, scores)
 
     def warm(self, batch_sizes: Iterable[int]) -> None:
@@ -108,20 +119,22 @@ class TorchScriptBackend:
     def close(self) -> None:
         """See `Backend.close`."""
         self._module = None
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _raw(self, batch: NDArray[np.uint8]) -> torch.Tensor:
-        """The module's own output [N, num_classes], in float32, on the device."""
-        # torch warns of read-only memory, which arrays that come straight from a decoder are
-        pixels = torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(self._device)
+    def scores(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Scores [N, num_classes] of pixels [N, h, w, 3] that are on the device already; they stay there.
+
+        Raises:
+            ModelError: The module's output has another shape.
+        """
         with self._autocast():
             output = self._module(self._prepare(pixels))
-        wanted = (len(batch), self.description.output.num_classes)
+        wanted = (len(pixels), self.description.output.num_classes)
         if not isinstance(output, torch.Tensor) or output.shape != wanted:
             shape = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise ModelError(f"{self.description.key}: the output is {shape}; described is {list(wanted)}")
-        return output.float()
+        return activate(output.float(), self.description.output)
 
     def _prepare(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [N, h, w, 3] RGB to what the module takes; NCHW stays channels_last in memory, so costs no copy."""
@@ -138,7 +151,7 @@ class TorchScriptBackend:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._recipe.autocast is None:
             return nullcontext()
-        return torch.autocast(self._device.type, dtype=_REDUCED[self._recipe.autocast])
+        return torch.autocast(self.device.type, dtype=_REDUCED[self._recipe.autocast])
 
     def _apply(self, recipe: Recipe) -> None:
         try:
@@ -165,16 +178,16 @@ class TorchScriptBackend:
             raise ModelError(f"{self.description.key}: does not run on the input it describes: {reason}") from error
         try:
             # on a GPU fp32 gains nothing from channels_last, and TF32 alone differs by more than the tolerance
-            if self._device.type == "cpu":
+            if self.device.type == "cpu":
                 self._module = self._module.to(memory_format=torch.channels_last)
             self._module = _torchscript.freeze(self._module)
             fast = [self.run(sample) for _ in range(WARM_RUNS)][-1]
         except (RuntimeError, ModelError):  # freezing only optimises: what it breaks runs as it came
             fast = np.full_like(plain, math.nan)
         if np.allclose(fast, plain, rtol=0, atol=PARITY_TOLERANCE):
-            self.name = "torchscript/channels_last" if self._device.type == "cpu" else "torchscript/frozen"
+            self.name = "torchscript/channels_last" if self.device.type == "cpu" else "torchscript/frozen"
         else:
-            self._module = _torchscript.load(path, self._device)
+            self._module = _torchscript.load(path, self.device)
 
 
 def _device(name: str) -> torch.device:

@@ -18,13 +18,17 @@ from numpy.typing import NDArray
 
 from classifleet.config.errors import ModelError
 from classifleet.worker.models.description import ModelDescription, Output
+from classifleet.worker.models.failures import NotFinite
 
 WARM_RUNS: Final = 3
 """The first call takes 7-9 times as long, the second twice, and the third is the first that runs optimised code."""
 
 
 class Backend(Protocol):
-    """Runs one model on one device. Not thread-safe: one thread owns the device."""
+    """Runs one model on one device. Not thread-safe: one thread owns the device.
+
+    A backend may have an attribute `fixed_shapes` (bool; see `pads`).
+    """
 
     name: str
     """What runs, for logs and metrics: `torchscript/channels_last`."""
@@ -39,7 +43,10 @@ class Backend(Protocol):
             float32 [N, num_classes]: scores after the description's activation, in the order of its labels.
 
         Raises:
-            ModelError: The batch has another shape, or the module's output has, or is not finite.
+            NotFinite: Some of the scores are not.
+            OutOfMemory: A smaller batch may run.
+            DeviceLost: Nothing runs any more before the process starts anew.
+            ModelError: The batch has another shape, or the module's output has.
         """
 
     def warm(self, batch_sizes: Iterable[int]) -> None:
@@ -47,6 +54,16 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the device's memory. `run` raises ModelError afterwards."""
+
+
+def pads(backend: Backend) -> bool:
+    """Whether batches are padded to the sizes that the backend was warmed with.
+
+    Only where another size would be compiled, or captured, anew. On a CPU it is not: padding to powers of two takes
+    TorchScript and OpenVINO 4-40 % longer in fp32 and gains nothing worth while in bf16, and the first batch of a new
+    size takes at most 1.7 times as long as the next, once (`benchmarks/batcher.py`).
+    """
+    return bool(getattr(backend, "fixed_shapes", False))
 
 
 def warm(backend: Backend, description: ModelDescription, batch_sizes: Iterable[int]) -> None:
@@ -73,10 +90,10 @@ def check_scores(description: ModelDescription, scores: NDArray[np.float32]) -> 
     """Refuse scores that are no numbers.
 
     Raises:
-        ModelError: One is NaN or infinite.
+        NotFinite: One is NaN or infinite.
     """
     if not np.isfinite(scores).all():
-        raise ModelError(f"{description.key}: the output holds NaN or infinity")
+        raise NotFinite(f"{description.key}: the output holds NaN or infinity", scores)
     return scores
 
 

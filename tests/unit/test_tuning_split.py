@@ -1,0 +1,112 @@
+"""How the cores are shared between decoding and the forward pass."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from classifleet.worker.models import ModelDescription
+from tests.models_support import description_fields, encode
+
+pytest.importorskip("torch")
+from classifleet.worker.models import _split
+from classifleet.worker.models._split import best, forward_threads, predicted, promising
+from classifleet.worker.models.tuning import Split
+
+DESCRIPTION = ModelDescription.from_fields(description_fields(), where="test")
+
+
+@pytest.mark.parametrize(("cores", "tried"), [(1, [1]), (2, [2, 1]), (3, [3, 2, 1]), (4, [4, 2, 1]), (16, [16, 8, 1])])
+def test_the_threads_that_are_tried_for_a_forward_pass(cores, tried):
+    assert forward_threads(cores) == tried
+
+
+@pytest.mark.parametrize(
+    ("decoders", "threads", "rate", "limit"),
+    [
+        (1, 4, 100, "decoding"),
+        (4, 1, 60, "the model"),
+        (4, 4, 4 / (1 / 100 + 4 / 200), "the cores"),  # 0.01 + 0.02 core seconds an image
+        (2, 4, 4 / (1 / 100 + 4 / 200), "the cores"),
+        (3, 1, 60, "the model"),
+    ],
+)
+def test_a_pipeline_is_as_fast_as_what_limits_it(decoders, threads, rate, limit):
+    found = predicted(decoders, threads, cores=4, decode_rate=100, forward_rates={1: 60, 4: 200})
+    assert found == pytest.approx(rate), limit
+
+
+@pytest.mark.parametrize(
+    ("decode_rate", "rates", "first"),
+    [
+        (1000, {2: 100, 1: 50}, (1, 2)),  # the model is all of the work, and scales
+        (1000, {2: 60, 1: 59}, (1, 1)),  # it does not scale: the other core decodes
+        (50, {2: 1000, 1: 600}, (2, 1)),  # decoding is all of the work
+    ],
+)
+def test_the_most_promising_split_of_two_cores(decode_rate, rates, first):
+    found = promising(2, decode_rate, rates)
+    assert found[0] == first
+    assert (2, 2) in found, "all cores for each is always measured"
+    assert len(found) <= _split.MEASURED
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [
+        ({}, None),
+        ({(2, 2): 100.0}, (2, 2)),
+        ({(2, 2): 100.0, (2, 1): 102.0}, (2, 2)),  # about as fast: a lonely image is quicker on two
+        ({(2, 2): 100.0, (2, 1): 120.0}, (2, 1)),
+        ({(2, 2): 100.0, (1, 2): 99.0}, (1, 2)),  # as fast with a thread less
+        ({(2, 2): 100.0, (1, 2): 60.0}, (2, 2)),
+    ],
+)
+def test_the_fastest_is_chosen_and_a_lonely_image_decides_between_equals(rates, chosen):
+    found = best(Split(*key, rate) for key, rate in rates.items())
+    assert (found and (found.decode_threads, found.forward_threads)) == chosen
+
+
+class Counting:
+    """A model whose forward pass takes no time, and which knows on which threads it was run."""
+
+    name = "counting"
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.ran_on: set[int] = set()
+        self.closed = False
+
+    def run(self, batch):
+        self.ran_on.add(threading.get_ident())
+        return np.ones((len(batch), 2), np.float32)
+
+    def warm(self, batch_sizes):
+        pass
+
+    def close(self):
+        self.closed = True
+
+
+def test_real_pipelines_run_and_end(monkeypatch):
+    monkeypatch.setattr(_split, "RUN_SECONDS", 0.05)
+    monkeypatch.setattr(_split, "START_SECONDS", 0.01)
+    opened: list[Counting] = []
+
+    def open_with(*, threads: int) -> Counting:
+        opened.append(Counting(threads))
+        return opened[-1]
+
+    before = threading.active_count()
+    work = _split.Work([encode(Image.new("RGB", (64, 48), "teal"), "JPEG")], DESCRIPTION, 4)
+    found = _split.measure_splits(work, open_with, 2, seconds=60)
+    assert {(split.decode_threads, split.forward_threads) for split in found} >= {(2, 2)}
+    assert all(split.rate > 0 for split in found)
+    assert [backend.threads for backend in opened] == [2, 1]
+    assert all(backend.closed and backend.ran_on == {threading.get_ident()} for backend in opened)
+    assert threading.active_count() == before
+    assert not _split.measure_splits(work, open_with, 1, seconds=60), "one core is not shared"
+    assert not _split.measure_splits(work, open_with, 2, seconds=0), "no time"

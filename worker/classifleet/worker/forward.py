@@ -1,0 +1,127 @@
+"""Runs the batches of one model: padded if its backend wants that, and in parts if the whole fails.
+
+images ─► one array ─► Backend.run ─► a row of scores, or an error, for each
+▲ fails: its halves, until only the culprit fails; out of memory: halves, and never so many again
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import numpy as np
+import structlog
+
+from classifleet.config import ErrorCode, ImageError, ModelError
+from classifleet.worker.batching import Reason, Sizes
+from classifleet.worker.instruments import BATCH_SIZE, BATCHES, LAST_BATCH, MAX_BATCH, PADDED_IMAGES
+from classifleet.worker.models import Backend
+from classifleet.worker.models.failures import DeviceLost, NotFinite, brief, failure
+from classifleet.worker.queues import Pixels, Scores
+
+log = structlog.get_logger(__name__)
+MS_PER_S: Final = 1000
+
+
+class Forward:
+    """A loaded model. Not safe across threads, but for `since`.
+
+    Attributes:
+        since: When the forward pass that runs now began, on the monotonic clock; None if none runs.
+    """
+
+    def __init__(self, model: str, backend: Backend, sizes: Sizes) -> None:
+        self._model = model
+        self._backend = backend
+        self._sizes = sizes
+        self._observe = BATCH_SIZE.labels(model).observe
+        self.since: float | None = None
+        MAX_BATCH.labels(model).set(sizes.most)
+
+    def run(self, pixels: list[Pixels], reason: Reason) -> list[Scores | ImageError]:
+        """Scores or an error for each image.
+
+        Args:
+            pixels: Images [h, w, 3], at most `sizes.most`.
+            reason: Why they are so many.
+
+        Raises:
+            DeviceLost: Nothing runs in this process any more.
+        """
+        try:
+            return self._once(pixels, reason)
+        except Exception as error:  # noqa: BLE001 - a model is the user's code and may raise anything
+            what, text = failure(error), brief(error)
+        # Beyond the handler: the traceback of the error keeps the tensors of its batch.
+        if what == "lost":
+            raise DeviceLost(text)
+        if what == "memory" and self._shrink(pixels, text):
+            most = self._sizes.most
+            parts = [pixels[first : first + most] for first in range(0, len(pixels), most)]
+        elif len(pixels) == 1:
+            log.warning("model failed", model=self._model, error=text)
+            return [ImageError(ErrorCode.MODEL_FAILED, f"{self._model}: {text}")]
+        else:
+            parts = [pixels[: len(pixels) // 2], pixels[len(pixels) // 2 :]]
+        why: Reason = "memory" if what == "memory" else "bisected"
+        return [answer for part in parts for answer in self.run(part, why)]
+
+    def close(self) -> None:
+        """Free what the model holds."""
+        self._backend.close()
+
+    def _once(self, pixels: list[Pixels], reason: Reason) -> list[Scores | ImageError]:
+        """One forward pass, counted and logged, however it ends."""
+        BATCHES.labels(self._model, reason).inc()
+        self._observe(len(pixels))
+        began = self.since = time.monotonic()
+        try:
+            return self._scores(pixels)
+        finally:
+            self.since = None
+            LAST_BATCH.set_to_current_time()
+            forward_ms = round((time.monotonic() - began) * MS_PER_S, 1)
+            log.debug("batch", model=self._model, size=len(pixels), reason=reason, forward_ms=forward_ms)
+
+    def _scores(self, pixels: list[Pixels]) -> list[Scores | ImageError]:
+        batch = self._together(pixels)
+        try:
+            scores = self._backend.run(batch)
+        except NotFinite as error:
+            scores = error.scores
+        if len(scores) != len(batch):
+            raise ModelError(f"{len(scores)} answers to {len(batch)} images")
+        scores = scores[: len(pixels)]
+        if np.isfinite(scores).all():
+            return list(scores)
+        bad = f"{self._model}: the output holds NaN or infinity"
+        return [row if np.isfinite(row).all() else ImageError(ErrorCode.MODEL_FAILED, bad) for row in scores]
+
+    def _together(self, pixels: list[Pixels]) -> Pixels:
+        """The images in one array; rows of padding are black."""
+        size = self._sizes.padded(len(pixels))
+        if size == len(pixels):
+            return np.stack(pixels)
+        PADDED_IMAGES.labels(self._model).inc(size - len(pixels))
+        batch = np.zeros((size, *pixels[0].shape), np.uint8)
+        np.stack(pixels, out=batch[: len(pixels)])
+        return batch
+
+    def _shrink(self, pixels: list[Pixels], text: str) -> bool:
+        """Never again so many; False if there was but one image, and it is that image's fault.
+
+        Raises:
+            DeviceLost: A black image does not run either: others have the device's memory, or it has leaked away.
+        """
+        size = self._sizes.padded(len(pixels))
+        if size > 1:
+            self._sizes.halve(size)
+            MAX_BATCH.labels(self._model).set(self._sizes.most)
+            log.warning("out of memory", model=self._model, size=size, max_batch=self._sizes.most, error=text)
+            return True
+        try:
+            self._backend.run(np.zeros_like(pixels[0])[np.newaxis])
+        except Exception as error:
+            if failure(error) != "model":
+                raise DeviceLost(f"no memory for a single image: {text}") from error
+        return False
