@@ -1,14 +1,17 @@
 """What the queue costs: one worker end to end against the same work called directly, side by side in one run.
 
-    .venv/bin/python benchmarks/fleet.py [--images 400] [--model imagenet]
+    .venv/bin/python benchmarks/fleet.py [--images 400] [--model imagenet] [--json FILE]
 
-Direct means: the same decode, preprocessing and backend in one process, without Redis, Celery or records.
+Direct means: the same decode, preprocessing and backend in one process, without Redis, Celery or records. The file is
+what `python -m benchmarks.autoscale` reads: `benchmarks/results/fleet.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
+import os
 import statistics
 import tempfile
 import time
@@ -37,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--model", default="imagenet")
+    parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -63,6 +67,22 @@ def main() -> None:
         f"throughput, {arguments.images} photos            direct {direct_rate:6.1f} /s     "
         f"fleet {fleet_rate:6.1f} /s     ratio {fleet_rate / direct_rate:.2f}"
     )
+    if arguments.json:
+        write(arguments.json, arguments.model, arguments.images, fleet_rate)
+
+
+def write(file: Path, model: str, images: int, images_per_second: float) -> None:
+    """What a replica does, and what it holds at a time."""
+    settings = Settings.load()
+    figures = {
+        "model": model,
+        "images": images,
+        "cores": os.cpu_count(),
+        "images_per_second": round(images_per_second, 1),
+        "window_images": settings.chunks_in_flight * settings.chunk_size,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def make_photos(folder: Path) -> list[Path]:

@@ -1,0 +1,23 @@
+"""A producer in a process of its own, without torch: submits so many references as one job.
+
+_submit_references.py URL JOB COUNT SINK
+"""
+
+from __future__ import annotations
+
+import sys
+
+from classifleet.producer import Fleet
+
+REF = "https://images.example.com/uploads/2026/11/{:08d}.jpg"
+
+
+def main(url: str, job: str, count: int, sink: str) -> None:
+    """Submit, and wait until all is done, so that its memory can be looked at until then."""
+    with Fleet(url) as fleet:
+        refs = (REF.format(number) for number in range(count))
+        fleet.submit_many(refs, models="null", sink=sink, job_id=job).wait()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
