@@ -43,7 +43,7 @@ format: $(VENV)/.dev ## Put code into shape, and write the generated pages of do
 	$(BIN)/python helm/generate.py
 	$(BIN)/python helm/dashboards.py
 
-bench: $(VENV)/.dev ## Measure beside other systems, and write benchmarks/RESULTS.md: 40 minutes (ONLY=bulk: one part).
+bench: $(VENV)/.dev ## Measure beside other systems, and write benchmarks/RESULTS.md: half an hour (ONLY=bulk: one part).
 	@exec $(BIN)/python benchmarks/bench.py $(ONLY) $(BENCH_ARGS)
 
 # A stamp says that an extra is installed; what a developer has includes the demo.

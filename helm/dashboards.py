@@ -38,7 +38,6 @@ class Panel:
     unit: str
     queries: dict[str, str]
     why: str
-    width: int = 8
     stacked: bool = False
     log: bool = False
     most: float | None = None
@@ -69,250 +68,211 @@ def mean(metric: str, by: str, matchers: str = NS) -> str:
     return f"{rate(f'{metric}_sum', by, matchers)} / {rate(f'{metric}_count', by, matchers)}"
 
 
+LOADING: Final = f'{NS}, state=~"waiting|loading|warming"'
 FAILED: Final = f'{QUEUE}, outcome!~"ok|partial"'
 
 ROWS: Final[dict[str, Sequence[Panel]]] = {
     "Is it late?": (
         Panel(
-            "Oldest image",
-            "s",
-            {
+            "Oldest image", "s", log=True,
+            why="How long the oldest queued image has been waiting. Above its objective the queue is late.",
+            queries={
                 "{{queue}}": by_queue("classifleet_queue_oldest_age_seconds"),
                 "objective of {{queue}}": by_queue("classifleet_queue_objective_seconds"),
             },
-            "How long the oldest queued image has been waiting. Above its objective the queue is late.",
-            log=True,
         ),
         Panel(
-            "Time to drain",
-            "s",
-            {
+            "Time to drain", "s", log=True,
+            why="How long the outstanding images take at the last minute's rate. Infinite if nothing is done.",
+            queries={
                 "{{queue}}": by_queue("classifleet_queue_drain_seconds"),
                 "objective of {{queue}}": by_queue("classifleet_queue_objective_seconds"),
             },
-            "How long the outstanding images take at the last minute's rate. Infinite if nothing is done.",
-            log=True,
         ),
         Panel(
-            "Wait in the queue",
-            "s",
-            {
+            "Wait in the queue", "s", log=True,
+            why="From submission until a worker begins.",
+            queries={
                 "median {{queue}}": quantile(0.5, "classifleet_queue_wait_seconds", "queue", QUEUE),
                 "95 % {{queue}}": quantile(0.95, "classifleet_queue_wait_seconds", "queue", QUEUE),
             },
-            "From submission until a worker begins.",
-            log=True,
         ),
     ),
     "Is it keeping up?": (
         Panel(
-            "Accepted and done",
-            IMAGES_PER_SECOND,
-            {"{{what}}": sum_by_queue("classifleet_queue_images_per_second", "what")},
-            "Over the last minute, from the ledger. If more is accepted than done, the backlog grows.",
+            "Accepted and done", IMAGES_PER_SECOND,
+            why="Over the last minute, from the ledger. If more is accepted than done, the backlog grows.",
+            queries={"{{what}}": sum_by_queue("classifleet_queue_images_per_second", "what")},
         ),
         Panel(
-            "Outstanding images",
-            IMAGES,
-            {"{{state}}": sum_by_queue("classifleet_outstanding_images", "state")},
-            "Accepted images without a record. Parked ones wait for a newer worker.",
-            stacked=True,
+            "Outstanding images", IMAGES, stacked=True,
+            why="Accepted images without a record. Parked ones wait for a newer worker.",
+            queries={"{{state}}": sum_by_queue("classifleet_outstanding_images", "state")},
         ),
         Panel(
-            "Done, by queue",
-            IMAGES_PER_SECOND,
-            {"{{queue}}": rate("classifleet_images_total", "queue", QUEUE)},
-            "Images with a committed record, by the workers' own count.",
-            stacked=True,
+            "Done, by queue", IMAGES_PER_SECOND, stacked=True,
+            why="Images with a committed record, by the workers' own count.",
+            queries={"{{queue}}": rate("classifleet_images_total", "queue", QUEUE)},
         ),
     ),
     "Where does the time go?": (
         Panel(
-            "Stages, mean",
-            "s",
-            {"{{stage}}": mean("classifleet_stage_duration_seconds", "stage")},
-            "Of an image: fetch, decode, batch_wait, forward. Of a chunk: sink, commit. Stages overlap.",
-            log=True,
+            "Stages, mean", "s", log=True,
+            why="Of an image: fetch, decode, batch_wait, forward. Of a chunk: sink, commit. Stages overlap.",
+            queries={"{{stage}}": mean("classifleet_stage_duration_seconds", "stage")},
         ),
         Panel(
-            "Stages, 95 %",
-            "s",
-            {"{{stage}}": quantile(0.95, "classifleet_stage_duration_seconds", "stage")},
-            "The slow ones.",
-            log=True,
+            "Stages, 95 %", "s", log=True,
+            why="The slow ones.",
+            queries={"{{stage}}": quantile(0.95, "classifleet_stage_duration_seconds", "stage")},
         ),
         Panel(
-            "Fetches at work",
-            "short",
-            {
+            "Fetches at work", "short",
+            why="Slow ones have taken longer than a second. Connections include idle ones.",
+            queries={
                 "{{lane}}": f"sum by (lane) (classifleet_fetch_slots{{{NS}}})",
                 "connections": f"sum (classifleet_fetch_connections{{{NS}}})",
             },
-            "Slow ones have taken longer than a second. Connections include idle ones.",
         ),
         Panel(
-            "Bytes fetched and not decoded",
-            "bytes",
-            {"bytes": f"sum (classifleet_fetched_bytes{{{NS}}})"},
-            "At its limit (fetch_max_total_bytes) decoding is the narrow place.",
+            "Bytes fetched and not decoded", "bytes",
+            why="At its limit (fetch_max_total_bytes) decoding is the narrow place.",
+            queries={"bytes": f"sum (classifleet_fetched_bytes{{{NS}}})"},
         ),
         Panel(
-            "Trouble with hosts",
-            "ops",
-            {
+            "Trouble with hosts", "ops",
+            why="Fetches that waited for their host's turn, were repeated, refused or cut.",
+            queries={
                 "waits for a host": f"sum (rate(classifleet_fetch_host_waits_total{{{NS}}}{RATE}))",
                 "requests repeated": f"sum (rate(classifleet_fetch_retries_total{{{NS}}}{RATE}))",
                 "refused, host left alone": f"sum (rate(classifleet_fetch_circuit_refusals_total{{{NS}}}{RATE}))",
                 "slow ones cut": f"sum (rate(classifleet_fetch_evictions_total{{{NS}}}{RATE}))",
             },
-            "Fetches that waited for their host's turn, were repeated, refused or cut.",
         ),
         Panel(
-            "Hosts left alone",
-            "short",
-            {"hosts": f"sum (classifleet_fetch_circuits_open{{{NS}}})"},
-            "Hosts that kept failing and have a rest, summed over workers.",
+            "Hosts left alone", "short",
+            why="Hosts that kept failing and have a rest, summed over workers.",
+            queries={"hosts": f"sum (classifleet_fetch_circuits_open{{{NS}}})"},
         ),
     ),
     "Batch efficiency": (
         Panel(
-            "Batch size",
-            IMAGES,
-            {
+            "Batch size", IMAGES,
+            why="Mean of a forward pass, against the most that may be. Small batches are right when nothing waits.",
+            queries={
                 "{{model}}": mean("classifleet_batch_size", "model"),
                 "most of {{model}}": f"max by (model) (classifleet_max_batch_images{{{NS}}})",
             },
-            "Mean of a forward pass, against the most that there may be. Small batches are right when nothing waits.",
         ),
         Panel(
-            "Batches by reason",
-            "ops",
-            {"{{reason}}": rate("classifleet_batches_total", "reason")},
-            "Why they had their size. Bisected ones have an image that fails.",
-            stacked=True,
+            "Batches by reason", "ops", stacked=True,
+            why="Why they had their size. Bisected ones have an image that fails.",
+            queries={"{{reason}}": rate("classifleet_batches_total", "reason")},
         ),
         Panel(
-            "Device busy",
-            "percentunit",
-            {
+            "Device busy", "percentunit", stacked=True, most=1,
+            why="Share of a worker's time in which its device runs a model, on average.",
+            queries={
                 "{{model}}": f"{rate('classifleet_device_seconds_total', 'model')} "
-                f'/ on () group_left count(classifleet_models{{{NS}, state="ready"}} > 0)'
+                f'/ on () group_left count(classifleet_models{{{NS}, state="ready"}})',
             },
-            "Share of a worker's time in which its device runs a model, on average.",
-            stacked=True,
-            most=1,
         ),
         Panel(
-            "Images that were run for nothing, or not at all",
-            IMAGES_PER_SECOND,
-            {
+            "Images that were run for nothing, or not at all", IMAGES_PER_SECOND,
+            why="Padding for backends that want few sizes; images that were late, or that nobody waits for any more.",
+            queries={
                 "padding {{model}}": rate("classifleet_padded_images_total", "model"),
                 "{{reason}} {{model}}": rate("classifleet_dropped_images_total", "reason, model"),
             },
-            "Padding for backends that want few sizes; images that were late, or that nobody waits for any more.",
         ),
     ),
     "Fleet size": (
         Panel(
-            "Workers",
-            "short",
-            {
+            "Workers", "short",
+            why="Workers that are there, and how many the autoscaler wants (from kube-state-metrics).",
+            queries={
                 "alive, {{pool}}": f"sum by (pool) (max by (namespace, pool) (classifleet_workers{{{NS}}}))",
-                "ready": f'count(classifleet_models{{{NS}, state="ready"}} > 0) or vector(0)',
-                "loading": f"count(sum by (namespace, pod, instance) "
-                f'(classifleet_models{{{NS}, state!="ready"}}) > 0) or vector(0)',
+                "loading": f"count(sum by (pod, instance) (classifleet_models{{{LOADING}}}) > 0) or vector(0)",
+                "with a model that failed": f'count(classifleet_models{{{NS}, state="failed"}} > 0) or vector(0)',
                 "wanted {{horizontalpodautoscaler}}": "max by (horizontalpodautoscaler) "
                 f"(kube_horizontalpodautoscaler_status_desired_replicas{{{HPA}}})",
                 "most {{horizontalpodautoscaler}}": "max by (horizontalpodautoscaler) "
                 f"(kube_horizontalpodautoscaler_spec_max_replicas{{{HPA}}})",
             },
-            "Workers that are there, and how many the autoscaler wants (from kube-state-metrics).",
         ),
         Panel(
-            "Images at work",
-            IMAGES,
-            {
+            "Images at work", IMAGES,
+            why="Of chunks that workers hold.",
+            queries={
                 "at work": f"sum (classifleet_inflight_images{{{NS}}})",
                 "chunks that wait for slow hosts, {{lane}}": f"sum by (lane) (classifleet_waiting_chunks{{{NS}}})",
             },
-            "Of chunks that workers hold.",
         ),
         Panel(
-            "Loading a model",
-            "s",
-            {
+            "Loading a model", "s",
+            why="Mean of the workers that are there, with warming: what a new one costs before its first image.",
+            queries={
                 "{{model}}": f"sum by (model) (classifleet_model_load_seconds_sum{{{NS}}}) "
-                f"/ sum by (model) (classifleet_model_load_seconds_count{{{NS}}})"
+                f"/ sum by (model) (classifleet_model_load_seconds_count{{{NS}}})",
             },
-            "Mean of the workers that are there, with warming: what a new one costs before its first image.",
         ),
         Panel(
-            "Models",
-            "short",
-            {
+            "Models", "short",
+            why="Workers by model, digest, backend and device. Two digests of one model are a rollout, or a mistake.",
+            queries={
                 "{{model}} {{digest}} {{backend}} {{device}}": "count by (model, digest, backend, device) "
-                f"(classifleet_model_info{{{NS}}})"
+                f"(classifleet_model_info{{{NS}}})",
             },
-            "Workers by model, digest, backend and device. Two digests of one model are a rollout, or a mistake.",
         ),
     ),
     "Errors": (
         Panel(
-            "Failures by code",
-            IMAGES_PER_SECOND,
-            {"{{outcome}}": rate("classifleet_images_total", "outcome", FAILED)},
-            "docs/errors.md has the meaning of each code.",
-            stacked=True,
+            "Failures by code", IMAGES_PER_SECOND, stacked=True,
+            why="docs/errors.md has the meaning of each code.",
+            queries={"{{outcome}}": rate("classifleet_images_total", "outcome", FAILED)},
         ),
         Panel(
-            "Share of images that fail",
-            "percentunit",
-            {
+            "Share of images that fail", "percentunit", most=1,
+            why="Of the images that were done.",
+            queries={
                 "{{queue}}": f"{rate('classifleet_images_total', 'queue', FAILED)} "
-                f"/ {rate('classifleet_images_total', 'queue', QUEUE)}"
+                f"/ {rate('classifleet_images_total', 'queue', QUEUE)}",
             },
-            "Of the images that were done.",
-            most=1,
         ),
         Panel(
-            "Dead letters",
-            IMAGES,
-            {
+            "Dead letters", IMAGES,
+            why="Images that failed for a reason of ours: classifleet dead-letters list.",
+            queries={
                 "kept": f"max (classifleet_dead_letters_kept{{{NS}}})",
                 "new in an hour, {{code}}": f"sum by (code) (increase(classifleet_dead_letters_total{{{NS}}}[1h]))",
             },
-            "Images that failed for a reason of ours: classifleet dead-letters list.",
         ),
         Panel(
-            "Work done again",
-            "suffix: chunks/s",
-            {
+            "Work done again", "suffix: chunks/s",
+            why="Published again: a worker fell silent, or the broker lost the message.",
+            queries={
                 "published again": f"sum (rate(classifleet_redeliveries_total{{{NS}}}{RATE}))",
                 "lost to another attempt": f"sum (rate(classifleet_duplicates_total{{{NS}}}{RATE}))",
                 "handed back: {{reason}}": rate("classifleet_handed_back_total", "reason"),
             },
-            "Published again: a worker fell silent, or the broker lost the message.",
         ),
         Panel(
-            "Dependencies",
-            "bool_on_off",
-            {"{{dependency}}": f"min by (dependency) (classifleet_dependency_up{{{NS}}})"},
-            "Off while any worker cannot reach it.",
-            most=1,
+            "Dependencies", "bool_on_off", most=1,
+            why="Off while any worker cannot reach it.",
+            queries={"{{dependency}}": f"min by (dependency) (classifleet_dependency_up{{{NS}}})"},
         ),
         Panel(
-            "Memory of the ledger's Redis",
-            "bytes",
-            {
+            "Memory of the ledger's Redis", "bytes",
+            why="Reserved for the records of accepted images. New images are refused at 80 % of maxmemory.",
+            queries={
                 "used": f"max (classifleet_ledger_memory_used_bytes{{{NS}}})",
                 "used and reserved": f"max (classifleet_ledger_memory_used_bytes{{{NS}}} "
                 f"+ classifleet_ledger_memory_reserved_bytes{{{NS}}})",
                 "maxmemory": f"max (classifleet_ledger_memory_max_bytes{{{NS}}})",
             },
-            "Reserved for the records of accepted images. New images are refused at 80 % of maxmemory.",
         ),
     ),
-}
+}  # fmt: skip
 
 
 def dashboard() -> dict[str, Any]:
@@ -322,12 +282,13 @@ def dashboard() -> dict[str, Any]:
     for title, row in ROWS.items():
         panels.append(_row(len(panels) + 1, title, y))
         y += 1
-        x = 0
+        x, width = 0, COLUMNS // (4 if len(row) == 4 else 3)
         for panel in row:
-            if x + panel.width > COLUMNS:
+            if x + width > COLUMNS:
                 x, y = 0, y + HEIGHT
-            panels.append(_panel(len(panels) + 1, panel, x, y))
-            x += panel.width
+            place = {"h": HEIGHT, "w": width, "x": x, "y": y}
+            panels.append(_panel(len(panels) + 1, panel, place))
+            x += width
         y += HEIGHT
     return {
         "uid": "classifleet",
@@ -380,7 +341,7 @@ def _row(number: int, title: str, y: int) -> dict[str, Any]:
     return {"id": number, "type": "row", "title": title, "collapsed": False, "gridPos": place, "panels": []}
 
 
-def _panel(number: int, panel: Panel, x: int, y: int) -> dict[str, Any]:
+def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
     custom: dict[str, Any] = {"lineWidth": 1, "fillOpacity": 30 if panel.stacked else 0, "showPoints": "never"}
     custom["stacking"] = {"mode": "normal" if panel.stacked else "none", "group": "A"}
     custom["scaleDistribution"] = {"type": "log", "log": 10} if panel.log else {"type": "linear"}
@@ -395,7 +356,7 @@ def _panel(number: int, panel: Panel, x: int, y: int) -> dict[str, Any]:
         "title": panel.title,
         "description": panel.why,
         "datasource": SOURCE,
-        "gridPos": {"h": HEIGHT, "w": panel.width, "x": x, "y": y},
+        "gridPos": place,
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": {
             "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},

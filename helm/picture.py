@@ -20,11 +20,10 @@ from typing import Any, Final
 DASHBOARD: Final = Path(__file__).parent / "classifleet" / "files" / "dashboards" / "classifleet.json"
 POINTS: Final = 90
 COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#000000")
-WIDTH, PANEL, PLOT, TALL, HEAD = 1188, 388, 340, 96, 30
-TITLE: Final = 26
-GAP: Final = 166
-COLUMNS: Final = 3
-LEGEND: Final = 3
+CELL_WIDTH, CELL_HEIGHT, COLUMNS = 50, 19, 24  # of Grafana's grid, in pixels
+WIDTH: Final = CELL_WIDTH * COLUMNS
+MARGIN, HEAD, TALL = 30, 30, 96
+LEGEND: Final = 110
 _UNITS: Final = {"short": "", "bool_on_off": "", "s": " s", "percentunit": " %", "bytes": " MB", "ops": "/s"}
 _SCALES: Final = {"percentunit": 100.0, "bytes": 1e-6}
 
@@ -59,19 +58,15 @@ def draw(url: str, minutes: float) -> str:
     """The whole picture, as SVG."""
     end = time.time()
     parts: list[str] = []
-    top, column = 8, 0
-    for panel in json.loads(DASHBOARD.read_text())["panels"]:
-        if panel["type"] == "row" or column == COLUMNS:
-            top, column = top + (GAP if column else 0), 0
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    for panel in panels:
+        left, top = panel["gridPos"]["x"] * CELL_WIDTH, panel["gridPos"]["y"] * CELL_HEIGHT
         if panel["type"] == "row":
-            parts.append(
-                f'<text x="8" y="{top + 16}" font-size="15" font-weight="bold">{escape(panel["title"])}</text>'
-            )
-            top += TITLE
-            continue
-        parts += _panel(panel, read(url, panel, minutes, end), 8 + PANEL * column, top, minutes * 60)
-        column += 1
-    top += GAP
+            text = f'<text x="8" y="{top + 15}" font-size="15" font-weight="bold">{escape(panel["title"])}</text>'
+            parts.append(text)
+        else:
+            parts += _panel(panel, read(url, panel, minutes, end), left, top, minutes * 60)
+    top = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels) * CELL_HEIGHT
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}" '
     style = 'font-family="sans-serif" font-size="10">'
     return "\n".join([head + style, f'<rect width="{WIDTH}" height="{top}" fill="white"/>', *parts, "</svg>", ""])
@@ -84,23 +79,24 @@ def _panel(panel: Panel, series: Series, left: int, top: int, seconds: float) ->
     if shown["custom"]["stacking"]["mode"] == "normal":
         lines = _stacked(lines)
     most = max((value for points in lines.values() for _, value in points), default=0.0) or 1.0
-    left, bottom = left + 40, top + HEAD + TALL
+    left, bottom, wide = left + MARGIN, top + HEAD + TALL, panel["gridPos"]["w"] * CELL_WIDTH - 2 * MARGIN
     unit = _UNITS.get(shown["unit"], shown["unit"].removeprefix("suffix:"))
     yield f'<text x="{left}" y="{top + 12}" font-weight="bold">{escape(panel["title"])}</text>'
     yield f'<text x="{left - 4}" y="{bottom}" text-anchor="end">0</text>'
     yield f'<text x="{left}" y="{top + 26}">{most:.3g}{escape(unit)}</text>'
-    yield f'<path d="M{left} {bottom - TALL}v{TALL}h{PLOT}" fill="none" stroke="#999999"/>'
+    yield f'<path d="M{left} {bottom - TALL}v{TALL}h{wide}" fill="none" stroke="#999999"/>'
     x = left
     for index, (name, points) in enumerate(list(lines.items())[: len(COLORS)]):
-        path = "".join(
-            f"{'L' if number else 'M'}{left + PLOT * (1 + at / seconds):.0f} {bottom - TALL * value / most:.1f}"
-            for number, (at, value) in enumerate(points)
-        )
+        path, before = "", -math.inf
+        for at, value in points:
+            gap = at - before > 1.5 * seconds / POINTS
+            path += f"{'M' if gap else 'L'}{left + wide * (1 + at / seconds):.0f} {bottom - TALL * value / most:.1f}"
+            before = at
         yield f'<path d="{path}" fill="none" stroke="{COLORS[index]}" stroke-width="1.3"/>'
-        if index < LEGEND:
-            text = name if len(name) < 24 else f"{name[:22]}…"
+        if x + LEGEND <= left + wide + MARGIN:
+            text = name if len(name) < 20 else f"{name[:18]}…"
             yield f'<text x="{x}" y="{bottom + 14}" fill="{COLORS[index]}">{escape(text)}</text>'
-            x += 114
+            x += LEGEND
 
 
 def _stacked(lines: Series) -> Series:
