@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from classifleet.config import Settings
-from classifleet.worker.models import Repository, load_backend
+from classifleet.config import ModelError, Settings
+from classifleet.worker.models import ModelDescription, Repository, load_backend
 from classifleet.worker.models.importers import Source, install
 from tests.models_support import PHOTOS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("skimage")
-from classifleet.worker.models import tuned, variants  # noqa: E402 - needs torch
-from classifleet.worker.models.golden_inputs import golden_inputs, noise  # noqa: E402
+from classifleet.worker.models import _inductor, tuned, variants  # noqa: E402 - needs torch
+from classifleet.worker.models._packages import Packages  # noqa: E402
+from classifleet.worker.models.golden_inputs import GoldenInputs, golden_inputs, noise  # noqa: E402
 
 SIZE = 64
 
@@ -69,9 +71,28 @@ def add(folder: Path, name: str, module: torch.nn.Module) -> Repository:
     return Repository(folder)
 
 
+_made: list[GoldenInputs] = []
+
+
+def _inputs(description: ModelDescription, folder: Path, photos: Sequence[Path]) -> GoldenInputs:
+    """All models here take the same pictures: they are made once."""
+    if not _made:
+        _made.append(golden_inputs(description, folder, photos))
+    return _made[0]
+
+
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setattr("classifleet.worker.models.tuning.MEASURE_SECONDS", 0.02)
+    for name in ("MEASURE_SECONDS", "TURN_SECONDS"):
+        monkeypatch.setattr(f"classifleet.worker.models.measuring.{name}", 0.02)
+    monkeypatch.setattr("classifleet.worker.models._split.RUN_SECONDS", 0.05)
+    monkeypatch.setattr(tuned, "golden_inputs", _inputs)
+    monkeypatch.setattr(tuned, "usable_cores", lambda: 1)
+    some = [variants.BY_NAME[name] for name in ("torchscript", "torchscript/frozen", "torchscript/bf16")]
+    monkeypatch.setattr("classifleet.worker.models.tuning.VARIANTS", some)
+    monkeypatch.setattr("classifleet.worker.models.tuning.busy", lambda *_: "")  # whatever else runs beside the tests
+    # one test below compiles; in the others it would only take time
+    monkeypatch.setattr(_inductor, "missing", lambda device: "not in this test")
     return Settings.load(tuning_cache=str(tmp_path / "tuning"), tune_seconds=120)
 
 
@@ -84,7 +105,7 @@ def test_a_model_that_lies_in_bf16_is_refused_there(tmp_path, settings, monkeypa
     repository = add(tmp_path / "models", "liar", Liar())
     tempting = (variants.PLAIN, variants.BY_NAME["torchscript/bf16"])
     monkeypatch.setattr("classifleet.worker.models.tuning.VARIANTS", tempting)
-    monkeypatch.setattr("classifleet.worker.models.tuning._Trial._rank", lambda _, row: row.variant != "torchscript")
+    monkeypatch.setattr("classifleet.worker.models.tuning._Contest._faster", lambda *_: True)
     found = rows(tuned.tune_model(repository, "liar@1", settings, "cpu"))
     assert found["torchscript"].status == "chosen"
     assert found["torchscript/bf16"].status == "refused"
@@ -118,6 +139,66 @@ def test_what_was_found_is_kept_for_the_next_start(tmp_path, settings):
     fp32 = Settings.load(tuning_cache=settings.tuning_cache, tune_seconds=120, precision="fp32")
     assert tuned.load_tuned(repository, "honest@1", fp32, "cpu").tuning != first.tuning
     assert len(list((tmp_path / "tuning").iterdir())) == 2, "another precision is another question"
+
+
+def test_what_was_found_on_a_busy_machine_is_looked_for_again_at_the_next_starts(tmp_path, settings, monkeypatch):
+    repository = add(tmp_path / "models", "honest", Classifier())
+    monkeypatch.setattr("classifleet.worker.models.tuning.busy", lambda *_: "others were at work")
+    found = [tuned.load_tuned(repository, "honest@1", settings, "cpu").tuning for _ in range(4)]
+    assert [tuning.tries for tuning in found] == [1, 2, tuned.MAX_TRIES, tuned.MAX_TRIES]
+    assert found[3] == found[2], "it is not looked for at each start for ever"
+    assert tuned.summary(found[3])["busy"] == "others were at work"
+    path = tuned.cache_file(repository, repository.describe("honest"), settings, "cpu")
+    path.unlink()
+    tuned.load_tuned(repository, "honest@1", settings, "cpu")
+    monkeypatch.setattr("classifleet.worker.models.tuning.busy", lambda *_: "")
+    quiet = [tuned.load_tuned(repository, "honest@1", settings, "cpu").tuning for _ in range(2)]
+    assert (quiet[0].busy, quiet[0].tries) == ("", 1)
+    assert quiet[0] == quiet[1]
+
+
+def test_the_split_of_the_cores_is_kept_and_used(tmp_path, settings, monkeypatch):
+    repository = add(tmp_path / "models", "honest", Classifier())
+    monkeypatch.setattr(tuned, "usable_cores", lambda: 2)
+    loaded = tuned.load_tuned(repository, "honest@1", settings, "cpu")
+    split = loaded.tuning.split
+    assert split in loaded.tuning.splits
+    assert loaded.decode_threads == split.decode_threads >= 1
+    opened = []
+    monkeypatch.setattr(variants.Ways, "open", lambda _, variant, *, threads=None: opened.append(threads))
+    assert tuned.load_tuned(repository, "honest@1", settings, "cpu").decode_threads == split.decode_threads
+    assert opened == [split.forward_threads]
+
+
+def test_a_compiled_package_is_kept_checked_and_needs_no_compiler(tmp_path, monkeypatch):
+    if reason := _inductor.missing("cpu"):
+        pytest.skip(reason)
+    repository = add(tmp_path / "models", "honest", Classifier())
+    description, path = repository.describe("honest"), repository.model_file("honest@1")
+    ways = variants.Ways(description, path, "cpu", Packages(tmp_path / "packages"))
+    fp32 = variants.BY_NAME["inductor/fp32"]
+    assert ways.seconds(fp32) > _inductor.BASE_SECONDS
+    plain = load_backend(repository, "honest", device="cpu", variant="torchscript")
+    compiled = ways.open(fp32)
+    for size in (1, 3, 8):
+        pixels = noise(description, size)
+        assert np.abs(compiled.run(pixels) - plain.run(pixels)).max() < 1e-4
+    compiled.close()
+    [package] = (tmp_path / "packages").iterdir()
+
+    monkeypatch.setattr(_inductor, "missing", lambda device: "no C++ compiler")
+    assert ways.missing(fp32) == ""
+    assert ways.seconds(fp32) == _inductor.LOAD_SECONDS
+    again = ways.open(fp32, threads=1)
+    assert np.abs(again.run(pixels) - plain.run(pixels)).max() < 1e-4
+
+    content = bytearray(package.read_bytes())
+    content[len(content) // 2] ^= 1
+    package.write_bytes(content)
+    with pytest.raises(ModelError, match="cannot be compiled: no C"):
+        ways.open(fp32)
+    assert not package.exists(), "it is not even kept"
+    assert ways.missing(fp32) == "no C++ compiler"
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"rows": [{}], "plain": 1}', "\x00"])

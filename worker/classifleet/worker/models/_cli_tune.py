@@ -6,11 +6,12 @@ import json
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from classifleet.config import InvalidRequest, Settings
+from classifleet.worker.cores import wait_asleep
 from classifleet.worker.models._cli_options import (
     JsonOption,
     ModelArgument,
@@ -23,7 +24,9 @@ from classifleet.worker.models._cli_options import (
 if TYPE_CHECKING:
     from classifleet.worker.models.description import ModelDescription
     from classifleet.worker.models.repository import Repository
-    from classifleet.worker.models.tuning import Row, Tuning
+    from classifleet.worker.models.tuning import Row, Split, Tuning
+
+SPLIT_COLUMNS: Final = ("threads that decode", "threads of the model", "images/s", "outcome")
 
 
 class PrecisionName(StrEnum):
@@ -54,6 +57,7 @@ def tune(
     key = where.resolve(model)
     settings = Settings.load(precision=precision.value if precision else None, tune_seconds=seconds)
     files = _files(photos) if photos else []
+    wait_asleep()  # as in a worker
     from classifleet.worker.loading import device_name
     from classifleet.worker.models.tuned import summary, tune_model
 
@@ -63,7 +67,11 @@ def tune(
         return
     columns = ("variant", "images/s", "batch", "same answers", "mean worst", "outcome")
     print_table(columns, [_cells(row, tuning) for row in tuning.rows])
+    if tuning.splits:
+        print_table(SPLIT_COLUMNS, [_split_cells(split, tuning) for split in tuning.splits])
     typer.echo(f"{key} runs as {tuning.chosen.variant}, {tuning.speedup:.1f} times as fast as the file as it came")
+    if tuning.busy:
+        typer.echo(f"the machine was busy: {tuning.busy}; the next worker that starts here tunes again")
 
 
 def kept(repository: Repository, description: ModelDescription) -> list[str]:
@@ -73,14 +81,38 @@ def kept(repository: Repository, description: ModelDescription) -> list[str]:
     settings = Settings.load()
     folder = Path(settings.tuning_cache).expanduser() if settings.tuning_cache else repository.path / ".tuning"
     found = sorted(folder.glob(f"{description.name}-{description.version}-*.json"))
-    return [_line(json.loads(file.read_bytes())) for file in found]
+    return [_kept_line(file) for file in found]
 
 
-def _line(tuning: dict[str, Any]) -> str:
+def line(tuning: dict[str, Any]) -> str:
+    """An outcome as one line.
+
+    Args:
+        tuning: The fields of `tuning.Tuning`.
+    """
     chosen = next(row for row in tuning["rows"] if row["status"] == "chosen")
-    speed = chosen["speed"] or tuning["plain"]
-    times = speed["rate"] / tuning["plain"]["rate"]
-    return f"{chosen['variant']}: {speed['rate']:.0f} images/s in batches of {speed['batch']}, {times:.1f}x plain"
+    speed, parity, split = chosen["speed"] or tuning["plain"], chosen["parity"], tuning["split"]
+    parts = [
+        f"{chosen['variant']}: {speed['rate']:.0f} images/s in batches of {speed['batch']}",
+        f"{speed['rate'] / tuning['plain']['rate']:.1f}x plain",
+    ]
+    if parity:
+        same = parity["agreeing"] / parity["decided"] if parity["decided"] else 1.0
+        parts.append(
+            f"equal answers to {same:.1%} of {parity['decided']} decided, mean worst {parity['mean_worst']:.1e}"
+        )
+    if split:
+        parts.append(f"{split['decode_threads']} threads decode, {split['forward_threads']} run the model")
+    if tuning["busy"]:
+        parts.append("the machine was busy")
+    return ", ".join(parts)
+
+
+def _kept_line(file: Path) -> str:
+    try:
+        return line(json.loads(file.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return f"{file.name}: not readable; tuned again at the next start"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -98,3 +130,16 @@ def _cells(row: Row, tuning: Tuning) -> dict[str, str]:
         share = f"{row.parity.agreement:.1%} of {row.parity.decided}"
         cells |= {"same answers": share, "mean worst": f"{row.parity.mean_worst:.1e}"}
     return cells
+
+
+def _split_cells(split: Split, tuning: Tuning) -> dict[str, str]:
+    return {
+        **dict(
+            zip(
+                SPLIT_COLUMNS,
+                (str(split.decode_threads), str(split.forward_threads), f"{split.rate:.0f}"),
+                strict=False,
+            )
+        ),
+        "outcome": "chosen" if split == tuning.split else "",
+    }

@@ -1,4 +1,4 @@
-"""`classifleet models`: list, show, verify, add, build.
+"""`classifleet models`: list, show, verify, tune, fetch, add, build.
 
 torch is imported inside the commands that need it, so that help is instant. Errors are raised; the program's main
 function turns a ClassifleetError into one line and exit status 2.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from classifleet.config.errors import InvalidRequest, ModelError
+from classifleet.worker.models._cli_fetch import fetch
 from classifleet.worker.models._cli_options import (
     JsonOption,
     ModelArgument,
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 
 app.command("tune")(tune)
+app.command("fetch")(fetch)
 
 
 class Activation(StrEnum):

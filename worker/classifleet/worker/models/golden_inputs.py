@@ -25,6 +25,10 @@ MIN_PICTURES: Final = 200
 MIN_PHOTOS: Final = 5
 """Fewer photos than this are one scene over and over, however they are cropped."""
 MAX_PHOTO_EDGE: Final = 1024
+MAX_SAMPLES: Final = 8
+SAMPLE_EDGE: Final = 500
+"""Pixels: about what photos on the web have that are classified."""
+_SAMPLE_QUALITY: Final = 90
 _SKIMAGE: Final = (
     "astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "hubble_deep_field.jpg",
     "ihc.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
@@ -40,11 +44,13 @@ class GoldenInputs:
         pixels: Each photo as it is, then augmented ones up to `MIN_PICTURES`.
         photos: How many different photos they were made of.
         digest: Identifies them.
+        samples: Some of the photos as files, as JPEG of `SAMPLE_EDGE` if they are not the operator's own.
     """
 
     pixels: NDArray[np.uint8]
     photos: int
     digest: str
+    samples: tuple[bytes, ...] = ()
 
     @property
     def representative(self) -> bool:
@@ -73,13 +79,25 @@ def golden_inputs(description: ModelDescription, folder: Path, photos: Sequence[
     digest = hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in sources)).hexdigest()[:16]
     size = description.input.size
     stacked = np.stack(pixels) if pixels else np.empty((0, *size, 3), np.uint8)
-    return GoldenInputs(stacked, len(sources), digest)
+    own_photos = [path.read_bytes() for path in photos[:MAX_SAMPLES]]
+    samples = own_photos or [_sample(data) for data in sources[:MAX_SAMPLES]]
+    return GoldenInputs(stacked, len(sources), digest, tuple(samples))
 
 
 def noise(description: ModelDescription, count: int) -> NDArray[np.uint8]:
     """Random pixels [count, h, w, 3]: they only show whether a variant runs and stays finite."""
     generator = np.random.default_rng(_SEED)
     return generator.integers(0, 256, (count, *description.input.size, 3), np.uint8)
+
+
+def _sample(data: bytes) -> bytes:
+    """A photo as a typical JPEG."""
+    with Image.open(io.BytesIO(data)) as opened:
+        picture = opened.convert("RGB")
+    picture.thumbnail((SAMPLE_EDGE, SAMPLE_EDGE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=_SAMPLE_QUALITY)
+    return buffer.getvalue()
 
 
 def _shipped() -> Iterator[Path]:

@@ -23,6 +23,8 @@ AGREEMENT: Final = 0.99
 """Share of the decided pictures whose answer must be equal in reduced precision."""
 MEAN_WORST: Final = 0.02
 """Bound of the mean, over pictures, of the largest difference of any class."""
+WORST: Final = 0.2
+"""Bound of the largest difference of all: what a model that nearly always gives the same answer is judged by."""
 MIN_PICTURES: Final = 200
 MIN_DECIDED: Final = 50
 """Fewer decided pictures than this cannot tell 99 % from 98 %; such a model stays in fp32."""
@@ -91,6 +93,8 @@ def reasons_against(parity: Parity, precision: Precision) -> tuple[str, ...]:
         reasons.append(f"the answer is equal on {parity.agreement:.1%} of the decided pictures, less than 99 %")
     if not parity.mean_worst < MEAN_WORST:
         reasons.append(f"the largest difference of a class is {parity.mean_worst:.3f} in the mean, not under 0.02")
+    if not parity.worst < WORST:
+        reasons.append(f"a score differs by {parity.worst:.2f}, not under {WORST:g}")
     return tuple(reasons)
 
 

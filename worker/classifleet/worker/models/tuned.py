@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from classifleet.config import Settings
-from classifleet.worker.models import tuning_cache
+from classifleet.config import ModelError, Settings
+from classifleet.worker.cores import usable_cores
+from classifleet.worker.models import _split, tuning_cache
+from classifleet.worker.models._packages import Packages
 from classifleet.worker.models.backend import Backend
 from classifleet.worker.models.description import ModelDescription
-from classifleet.worker.models.golden_inputs import golden_inputs
+from classifleet.worker.models.golden_inputs import GoldenInputs, golden_inputs
+from classifleet.worker.models.measuring import Bounds
 from classifleet.worker.models.repository import Repository
-from classifleet.worker.models.tuning import Bounds, Tuning, tune
-from classifleet.worker.models.variants import BY_NAME, load_backend, open_variant
+from classifleet.worker.models.tuning import Tuning, tune
+from classifleet.worker.models.variants import BY_NAME, Ways, load_backend
 
+MAX_TRIES: Final = 3
+"""Starts at which a model is tuned anew because the machine was busy; what the last one found is kept."""
 FOLDER: Final = ".tuning"  # in the model repository, where no model's name begins with a dot
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class TunedModel:
-    """A loaded model, the largest batch that it is given, and how it was chosen (None: without tuning)."""
+    """A loaded model.
+
+    Attributes:
+        backend: What runs it.
+        max_batch: The largest batch that it is given.
+        tuning: How it was chosen; None: without tuning.
+        decode_threads: That go best with it; 0: as many as there are cores.
+    """
 
     backend: Backend
     max_batch: int
     tuning: Tuning | None
+    decode_threads: int = 0
 
 
 def load_tuned(repository: Repository, key: str, settings: Settings, device: str) -> TunedModel:
@@ -46,17 +60,16 @@ def load_tuned(repository: Repository, key: str, settings: Settings, device: str
     """
     description = repository.describe(key)
     limit = min(description.batch.max, settings.max_batch)
-    path = repository.model_file(key)
-    tuning = tuning_cache.read(cache_file(repository, description, settings, device))
-    if tuning is None and settings.tune_seconds:
-        tuning = tune_model(repository, key, settings, device)
+    ways = _ways(repository, description, settings, device)
+    tuning = _tuned(repository, description, settings, device)
     if tuning is None:
         log.info("model not tuned", model=key, hint=f"classifleet models tune {key}")
         return TunedModel(load_backend(repository, key, device=device), limit, None)
-    chosen = tuning.chosen
+    chosen, split = tuning.chosen, tuning.split
     log.info("model tuned", model=key, device=device, **summary(tuning))
-    backend = open_variant(BY_NAME[chosen.variant], description, path, device=device)
-    return TunedModel(backend, min(limit, (chosen.speed or tuning.plain).batch), tuning)
+    backend = ways.open(BY_NAME[chosen.variant], threads=split.forward_threads if split else None)
+    batch = min(limit, (chosen.speed or tuning.plain).batch)
+    return TunedModel(backend, batch, tuning, split.decode_threads if split else 0)
 
 
 def tune_model(
@@ -76,32 +89,73 @@ def tune_model(
         ImageError: A photo is not one.
     """
     description = repository.describe(key)
+    start = time.monotonic()
     limit = min(description.batch.max, settings.max_batch)
-    tuning = tune(
-        description,
-        partial(open_variant, description=description, path=repository.model_file(key), device=device),
-        golden_inputs(description, repository.folder(key), photos),
-        device=device,
-        precision=settings.precision,
-        bounds=Bounds(
-            settings.tune_seconds or Settings.model_fields["tune_seconds"].default,
-            settings.max_forward_seconds,
-            [size for size in description.batch.buckets if size <= limit] or [limit],
-        ),
-    )
-    tuning_cache.write(cache_file(repository, description, settings, device), tuning)
+    seconds = settings.tune_seconds or Settings.model_fields["tune_seconds"].default
+    ways = _ways(repository, description, settings, device)
+    inputs = golden_inputs(description, repository.folder(key), photos)
+    sizes = [size for size in description.batch.buckets if size <= limit] or [limit]
+    bounds = Bounds(seconds, settings.max_forward_seconds, sizes)
+    tuning = tune(description, ways, inputs, precision=settings.precision, bounds=bounds)
+    if device == "cpu":
+        tuning = _with_split(tuning, ways, inputs, seconds - (time.monotonic() - start))
+    file = cache_file(repository, description, settings, device)
+    before = tuning_cache.read(file)
+    if tuning.busy and before is not None and before.busy:
+        tuning = replace(tuning, tries=before.tries + 1)
+    tuning_cache.write(file, tuning)
     return tuning
+
+
+def _tuned(repository: Repository, description: ModelDescription, settings: Settings, device: str) -> Tuning | None:
+    """What is kept, else found now."""
+    kept = tuning_cache.read(cache_file(repository, description, settings, device))
+    if not settings.tune_seconds or (kept is not None and (not kept.busy or kept.tries >= MAX_TRIES)):
+        return kept
+    if kept is not None:
+        log.info("tuned again", model=description.key, busy=kept.busy, tries=kept.tries)
+    return tune_model(repository, description.key, settings, device)
+
+
+def _with_split(tuning: Tuning, ways: Ways, inputs: GoldenInputs, seconds: float) -> Tuning:
+    """How the cores are best shared by decoding and this model."""
+    chosen = tuning.chosen
+    work = _split.Work(inputs.samples, ways.description, (chosen.speed or tuning.plain).batch)
+    try:
+        splits = _split.measure_splits(
+            work, partial(ways.open, BY_NAME[chosen.variant]), usable_cores(), seconds=seconds
+        )
+    except ModelError as error:
+        log.warning("split of the cores not measured", model=ways.description.key, error=str(error))
+        return tuning
+    return replace(tuning, split=_split.best(splits), splits=splits)
+
+
+def _ways(repository: Repository, description: ModelDescription, settings: Settings, device: str) -> Ways:
+    packages = Packages(_folder(repository, settings))
+    return Ways(description, repository.model_file(description.key), device, packages)
+
+
+def _folder(repository: Repository, settings: Settings) -> Path:
+    return Path(settings.tuning_cache).expanduser() if settings.tuning_cache else repository.path / FOLDER
 
 
 def cache_file(repository: Repository, description: ModelDescription, settings: Settings, device: str) -> Path:
     """Where the outcome for this model, device and these settings is kept."""
-    folder = Path(settings.tuning_cache).expanduser() if settings.tuning_cache else repository.path / FOLDER
     asked = {
         "precision": settings.precision,
         "max_forward_seconds": settings.max_forward_seconds,
         "max_batch": min(description.batch.max, settings.max_batch),
     }
-    return tuning_cache.cache_file(folder, description, device, asked)
+    return tuning_cache.cache_file(_folder(repository, settings), description, device, asked)
+
+
+def compared(tuning: Tuning | None) -> tuple[str, str]:
+    """The speed-up by the file as it came, and the share of equal answers, for a metric; empty if not compared."""
+    if tuning is None:
+        return "", ""
+    parity = tuning.chosen.parity
+    return f"{tuning.speedup:.2f}", "" if parity is None else f"{parity.agreement:.4f}"
 
 
 def summary(tuning: Tuning) -> dict[str, Any]:
@@ -115,4 +169,7 @@ def summary(tuning: Tuning) -> dict[str, Any]:
         "batch": speed.batch,
         "agreement": None if chosen.parity is None else round(chosen.parity.agreement, 4),
         "mean_worst": None if chosen.parity is None else round(chosen.parity.mean_worst, 5),
+        "decode_threads": tuning.split.decode_threads if tuning.split else None,
+        "forward_threads": tuning.split.forward_threads if tuning.split else None,
+        "busy": tuning.busy or None,
     }

@@ -1,13 +1,16 @@
 """Find the fastest way to run a model on this device that gives the answers of the file as it came.
 
     plain module ─► its speed and its answers to the golden inputs
-    each variant ─► load ─► speed by batch size ─► faster than the best so far? ─► same answers? ─► the best so far
+    each variant ─► can it win? ─► load ─► speed by batch size ─► faster than the best so far, in turns with it?
+                 ─► same answers? ─► the best so far
+    the best ─► once more in turns with the plain module: the figures that are kept
 
 What is slower is not compared; what answers differently is refused, however fast it is.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,29 +23,25 @@ from classifleet.config.errors import ModelError
 from classifleet.worker.models.backend import Backend
 from classifleet.worker.models.description import ModelDescription
 from classifleet.worker.models.golden_inputs import GoldenInputs, noise
+from classifleet.worker.models.measuring import Bounds, Clock, Contestant, Speed, busy, duel, measure
 from classifleet.worker.models.parity import Parity, Precision, Scores, compare, reasons_against
-from classifleet.worker.models.variants import PLAIN, VARIANTS, Variant, available
+from classifleet.worker.models.variants import PLAIN, VARIANTS, Variant
 
 PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
 Status = Literal["chosen", "slower", "refused", "failed", "unavailable", "no time"]
 
-MEASURE_SECONDS: Final = 0.4
-"""Per variant and batch size; at least two batches."""
 REFERENCE_SHARE: Final = 0.5
 """Of the time, at most, that goes into the plain module's answers."""
-ENOUGH: Final = 0.97
-"""The smallest batch size is taken that reaches this share of the best rate: it has the least latency."""
+VARIANTS_SHARE: Final = 0.85
+"""Of the time that the variants have; the rest is for the split of the cores (see `_split`)."""
+CLOSE: Final = 0.7
+"""A variant whose rate is a smaller share of the best one's is slower, without a duel."""
+INDUCTOR_GAIN: Final = 1.8
+"""Times torch's best executor in the same precision: no more is expected of compiling (measured: 1.4-1.6)."""
+FINAL_TURNS: Final = 6
 NOISE_PICTURES: Final = 8
 PARITY_BATCH: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """A variant's rate in images per second at its best batch size, and the seconds of one such forward pass."""
-
-    rate: float
-    batch: int
-    forward_seconds: float
+_ENGINES: Final = ("openvino", "torchscript", "inductor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +57,33 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """How the cores are shared: threads that decode, threads of a forward pass, and the images/s of both at once."""
+
+    decode_threads: int
+    forward_threads: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tuning:
-    """The outcome: a row for each variant, the chosen one among them, and the plain module's speed."""
+    """The outcome.
+
+    Attributes:
+        rows: One for each variant, the chosen one among them.
+        plain: The plain module's speed.
+        busy: How others disturbed the measurement; empty if they did not.
+        tries: How often it was tuned, because each time before the machine was busy.
+        split: The chosen split of the cores; None: each has all of them.
+        splits: All that were measured.
+    """
 
     rows: tuple[Row, ...]
     plain: Speed
+    busy: str = ""
+    tries: int = 1
+    split: Split | None = None
+    splits: tuple[Split, ...] = ()
 
     @property
     def chosen(self) -> Row:
@@ -75,143 +96,214 @@ class Tuning:
         return (self.chosen.speed or self.plain).rate / self.plain.rate
 
 
-class OpenVariant(Protocol):
-    """Loads the model as a variant; see `variants.open_variant`."""
+class Ways(Protocol):
+    """How the model can be run; see `variants.Ways`."""
 
-    def __call__(self, variant: Variant) -> Backend:
-        """Load it, or raise ModelError."""
+    def missing(self, variant: Variant) -> str:
+        """Why a variant cannot be tried; empty if it can."""
 
+    def seconds(self, variant: Variant) -> float:
+        """How long preparing it takes, where that is long enough to count."""
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What tuning may take, and what a forward pass may.
-
-    Attributes:
-        seconds: For one model; what is not tried by then is not chosen.
-        forward_seconds: Of one forward pass: batch sizes that take longer are not used.
-        batch_sizes: To try, rising.
-    """
-
-    seconds: float
-    forward_seconds: float
-    batch_sizes: Sequence[int]
+    def open(self, variant: Variant, *, seconds: float | None = None) -> Backend:
+        """Load it, in that time at most where it is compiled; raises ModelError."""
 
 
 def tune(
     description: ModelDescription,
-    open_variant: OpenVariant,
+    ways: Ways,
     inputs: GoldenInputs,
     *,
-    device: str,
     precision: PrecisionSetting,
     bounds: Bounds,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Clock = time.monotonic,
+    load: Callable[[], float] = lambda: os.getloadavg()[0],
 ) -> Tuning:
     """Try the variants of a model on a device.
 
     Args:
         description: The model.
-        open_variant: Loads it as a variant.
+        ways: To run it on the device.
         inputs: The pictures to compare on. Without enough real photos only fp32 is tried.
-        device: `cpu`, `cuda` or `cuda:1`.
         precision: `auto` allows all; another allows that one, and fp32 if that one has no variant that passes.
         bounds: Of time.
         clock: Monotonic seconds.
+        load: The machine's load average.
 
     Raises:
         ModelError: The plain module itself does not run.
     """
-    ends = clock() + bounds.seconds
-    pixels = inputs.pixels if len(inputs.pixels) else noise(description, NOISE_PICTURES)
-    plain = open_variant(PLAIN)
+    load_before, start = load(), clock()
+    contest = _Contest(description, ways, inputs, precision, bounds, clock)
     try:
-        slow = _measure(plain, description, bounds, clock)
-        answers = _answers(plain, pixels, until=clock() + bounds.seconds * REFERENCE_SHARE, clock=clock)
+        contest.ask_plain()
+        for variant in _in_order(VARIANTS, precision):
+            contest.enter(variant, start + bounds.seconds * VARIANTS_SHARE)
+        spread = contest.decide()
     finally:
-        plain.close()
-    trial = _Trial(description, open_variant, inputs, pixels[: len(answers)], answers, precision, bounds, clock)
-    rows = [Row(PLAIN.name, PLAIN.precision, "chosen", slow)]
-    for variant in _in_order(VARIANTS, precision):
-        if reason := available(variant, device):
-            rows.append(Row(variant.name, variant.precision, "unavailable", reason=reason))
-        elif clock() >= ends:
-            rows.append(Row(variant.name, variant.precision, "no time", reason=f"{bounds.seconds:g} s were over"))
+        contest.close()
+    disturbed = busy(spread, load_before, os.cpu_count() or 1)
+    return Tuning(tuple(contest.rows), contest.plain_speed, disturbed)
+
+
+class _Contest:
+    """Tries one variant after the other; the plain module and the best so far stay open to compare with."""
+
+    def __init__(
+        self,
+        description: ModelDescription,
+        ways: Ways,
+        inputs: GoldenInputs,
+        precision: PrecisionSetting,
+        bounds: Bounds,
+        clock: Clock,
+    ) -> None:
+        self._description = description
+        self._ways = ways
+        self._inputs = inputs
+        self._precision = precision
+        self._bounds = bounds
+        self._clock = clock
+        self._pixels = inputs.pixels if len(inputs.pixels) else noise(description, NOISE_PICTURES)
+        self._plain = self._best = ways.open(PLAIN)
+        self.rows: list[Row] = []
+        self.plain_speed: Speed
+        self._answers: Scores
+
+    def ask_plain(self) -> None:
+        """What all others are compared with: its speed, and its answers to as many pictures as there is time for."""
+        self.plain_speed = measure(self._plain, self._description, self._bounds, self._clock)
+        until = self._clock() + self._bounds.seconds * REFERENCE_SHARE
+        self._answers = _answers(self._plain, self._pixels, until=until, clock=self._clock)
+        self._pixels = self._pixels[: len(self._answers)]
+        self.rows.append(Row(PLAIN.name, PLAIN.precision, "chosen", self.plain_speed))
+
+    def enter(self, variant: Variant, ends: float) -> None:
+        """Try a variant if it may, can, and there is time for it."""
+        row = Row(variant.name, variant.precision, "unavailable")
+        if variant.precision != "fp32" and not self._inputs.representative:
+            few = f"{self._inputs.photos} photos cannot prove equal answers; install scikit-image, or tune with photos"
+            row = replace(row, status="refused", reason=few)
+        if reason := self._ways.missing(variant):
+            row = replace(row, status="unavailable", reason=reason)
+        elif row.reason:
+            pass
+        elif hopeless := no_hope(variant, self.rows, wanted=self._wanted(row) > self._wanted(self._leader)):
+            row = replace(row, status="slower", reason=hopeless)
+        elif (left := ends - self._clock()) <= (needed := self._ways.seconds(variant)):
+            over = f"{self._bounds.seconds:g} s were over"
+            much = f"preparing it takes about {needed:.0f} s, {max(left, 0):.0f} s were left; set TUNE_SECONDS"
+            row = replace(row, status="no time", reason=much if needed else over)
         else:
-            new = trial.run(variant, next(row for row in rows if row.status == "chosen"))
-            if new.status == "chosen":
-                rows = [replace(row, status="slower") if row.status == "chosen" else row for row in rows]
-            rows.append(new)
-    return Tuning(tuple(rows), slow)
+            row = self._tried(variant, row, left)
+        self.rows.append(row)
 
+    def decide(self) -> float:
+        """The best once more against the plain module, in turns; how unsteady the measurement was."""
+        leader = self._leader
+        batch = (leader.speed or self.plain_speed).batch
+        both = [Contestant(self._plain, self.plain_speed.batch), Contestant(self._best, batch)]
+        if self._best is self._plain:
+            [self.plain_speed], spread = duel(both[:1], self._description, self._clock, turns=FINAL_TURNS)
+            self._replace(leader, replace(leader, speed=self.plain_speed))
+            return spread
+        [self.plain_speed, speed], spread = duel(both, self._description, self._clock, turns=FINAL_TURNS)
+        plain = self.rows[0]
+        if speed.rate < self.plain_speed.rate and self._wanted(leader) <= self._wanted(plain):
+            self._replace(leader, replace(leader, status="slower", speed=speed, reason="slower when run in turns"))
+            self._replace(plain, replace(plain, status="chosen", speed=self.plain_speed))
+        else:
+            self._replace(leader, replace(leader, speed=speed))
+            self._replace(plain, replace(plain, speed=self.plain_speed))
+        return spread
 
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """Tries one variant after the other against the plain module's answers to the same pixels."""
+    def close(self) -> None:
+        """Close what is open."""
+        if self._best is not self._plain:
+            self._best.close()
+        self._plain.close()
 
-    description: ModelDescription
-    open_variant: OpenVariant
-    inputs: GoldenInputs
-    pixels: NDArray[np.uint8]
-    answers: Scores
-    precision: PrecisionSetting
-    bounds: Bounds
-    clock: Callable[[], float]
+    @property
+    def _leader(self) -> Row:
+        return next(row for row in self.rows if row.status == "chosen")
 
-    def run(self, variant: Variant, best: Row) -> Row:
-        """Measure and compare; `best` is what it has to beat."""
-        if variant.precision != "fp32" and not self.inputs.representative:
-            few = f"{self.inputs.photos} photos cannot prove equal answers; install scikit-image, or tune with photos"
-            return Row(variant.name, variant.precision, "refused", reason=few)
+    def _tried(self, variant: Variant, row: Row, left: float) -> Row:
         try:
-            backend = self.open_variant(variant)
+            backend = self._ways.open(variant, seconds=left)
         except ModelError as error:
-            return Row(variant.name, variant.precision, "failed", reason=str(error))
+            return replace(row, status="failed", reason=str(error))
         try:
-            return self._judge(variant, backend, best)
+            judged = self._judged(backend, replace(row, status="chosen"))
         except (ModelError, RuntimeError) as error:
-            return Row(variant.name, variant.precision, "failed", reason=str(error).strip().splitlines()[-1])
-        finally:
+            judged = replace(row, status="failed", reason=str(error).strip().splitlines()[-1])
+        if judged.status != "chosen":
             backend.close()
+            return judged
+        if self._best is not self._plain:
+            self._best.close()
+        self._best = backend
+        self._replace(self._leader, replace(self._leader, status="slower"))
+        return judged
 
-    def _judge(self, variant: Variant, backend: Backend, best: Row) -> Row:
-        speed = _measure(backend, self.description, self.bounds, self.clock)
-        row = Row(variant.name, variant.precision, "chosen", speed)
-        if self._rank(row) <= self._rank(best):
+    def _judged(self, backend: Backend, row: Row) -> Row:
+        """Measured, in turns with the best so far, and compared with the plain module's answers."""
+        best = self._leader
+        row = replace(row, speed=measure(backend, self._description, self._bounds, self._clock))
+        if self._wanted(row) < self._wanted(best):
+            return replace(row, status="slower", reason=f"{self._precision} was asked for")
+        if self._wanted(row) == self._wanted(best) and not self._faster(backend, row):
             return replace(row, status="slower")
-        output = self.description.output
-        scores = _answers(backend, self.pixels)
-        parity = compare(self.answers, scores, kind=output.kind, threshold=output.threshold)
-        reasons = reasons_against(parity, variant.precision)
+        output = self._description.output
+        scores = _answers(backend, self._pixels)
+        parity = compare(self._answers, scores, kind=output.kind, threshold=output.threshold)
+        reasons = reasons_against(parity, row.precision)
         return replace(row, status="refused" if reasons else "chosen", parity=parity, reason="; ".join(reasons))
 
-    def _rank(self, row: Row) -> tuple[bool, float]:
+    def _faster(self, backend: Backend, row: Row) -> bool:
+        """Whether it wins against the best so far."""
+        mine, best = row.speed or self.plain_speed, self._leader.speed or self.plain_speed
+        if mine.rate < CLOSE * best.rate:
+            return False
+        both = [Contestant(backend, mine.batch), Contestant(self._best, best.batch)]
+        [new, old], _ = duel(both, self._description, self._clock)
+        return new.rate > old.rate
+
+    def _wanted(self, row: Row) -> bool:
         """The precision that was asked for goes before speed."""
-        wanted = self.precision in ("auto", "fp32", row.precision)
-        return wanted, row.speed.rate if row.speed else 0.0
+        return self._precision in ("auto", "fp32", row.precision)
+
+    def _replace(self, old: Row, new: Row) -> None:
+        self.rows[self.rows.index(old)] = new
+
+
+def no_hope(variant: Variant, rows: Sequence[Row], *, wanted: bool = False) -> str:
+    """Why a variant that takes long to compile cannot win; empty if it can.
+
+    Args:
+        variant: Any.
+        rows: What became of those that were tried before.
+        wanted: Whether its precision is asked for, and that of the best so far is not.
+    """
+    if variant.engine != "inductor" or wanted:
+        return ""
+    best = next(row for row in rows if row.status == "chosen")
+    rivals = [row.speed.rate for row in rows if row.speed and _is_rival(row, variant)]
+    if not rivals or not best.speed or max(rivals) * INDUCTOR_GAIN > best.speed.rate:
+        return ""
+    times = best.speed.rate / max(rivals)
+    return f"not tried: {best.variant} is {times:.1f} times torch's own executor; compiling brought 1.4-1.6 times"
+
+
+def _is_rival(row: Row, variant: Variant) -> bool:
+    """Whether the row is of torch's own executor at its best: the file as it came says nothing."""
+    torchs = row.variant.startswith("torchscript/")
+    return torchs and row.precision == variant.precision
 
 
 def _in_order(variants: Iterable[Variant], precision: PrecisionSetting) -> list[Variant]:
-    """Without the plain one; the most promising first, in case that the time is short."""
+    """Without the plain one; the most promising first, in case that the time is short, what is compiled last."""
     allowed = [v for v in variants if v is not PLAIN and (precision == "auto" or v.precision in (precision, "fp32"))]
-    return sorted(allowed, key=lambda v: v.recipe is not None)
-
-
-def _measure(backend: Backend, description: ModelDescription, bounds: Bounds, clock: Callable[[], float]) -> Speed:
-    """The best rate over the batch sizes whose forward pass is short enough."""
-    speeds: list[Speed] = []
-    for size in bounds.batch_sizes:
-        pixels = noise(description, size)
-        backend.warm([size])
-        runs, start = 0, clock()
-        while runs < 2 or clock() - start < MEASURE_SECONDS:
-            backend.run(pixels)
-            runs += 1
-        seconds = (clock() - start) / runs
-        if speeds and seconds > bounds.forward_seconds:
-            break
-        speeds.append(Speed(size / seconds, size, seconds))
-    most = max(speed.rate for speed in speeds)
-    return next(speed for speed in speeds if speed.rate >= ENOUGH * most)
+    return sorted(allowed, key=lambda v: (_ENGINES.index(v.engine), v.engine == "inductor" and v.precision == "fp32"))
 
 
 def _answers(
@@ -219,7 +311,7 @@ def _answers(
     pixels: NDArray[np.uint8],
     *,
     until: float | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Clock = time.monotonic,
 ) -> Scores:
     """Scores [pictures, classes], of as many pictures as there is time for."""
     parts: list[Scores] = []

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from classifleet.worker.cores import usable_cores
+from classifleet.worker.models._identity import device_identity, version
 from classifleet.worker.models.description import ModelDescription
+from classifleet.worker.models.measuring import Speed
 from classifleet.worker.models.parity import Parity
-from classifleet.worker.models.tuning import Row, Speed, Tuning
+from classifleet.worker.models.tuning import Row, Split, Tuning
 
-CACHE_VERSION: Final = 1
+CACHE_VERSION: Final = 2
 _PACKAGES: Final = ("classifleet", "torch", "openvino")
 log = structlog.get_logger(__name__)
 
@@ -35,7 +34,7 @@ def cache_file(folder: Path, description: ModelDescription, device: str, asked: 
         "model": description.sha256,
         "preprocess": description.preprocess.digest,
         "device": device_identity(device),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in _PACKAGES},
         "asked": dict(asked),
     }
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -46,7 +45,7 @@ def read(path: Path) -> Tuning | None:
     """The kept outcome, or None."""
     try:
         fields = json.loads(path.read_bytes())
-        return Tuning(tuple(_row(row) for row in fields["rows"]), Speed(**fields["plain"]))
+        return _tuning(fields)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -66,31 +65,18 @@ def write(path: Path, tuning: Tuning) -> None:
         log.warning("tuning result not kept", file=str(path), error=str(error))
 
 
-def device_identity(device: str) -> str:
-    """What distinguishes this device from others that may share the folder."""
-    if device.startswith("cuda"):
-        import torch
-
-        return f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"
-    return f"{_cpu_model()} x{usable_cores()}"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    # the name alone may be "Intel(R) Xeon(R) Processor": what counts is what it can compute
-    wanted = ("model name", "flags", "Features", "CPU part")
-    known = sorted({line for line in lines if line.startswith(wanted)})
-    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
+def _tuning(fields: dict[str, Any]) -> Tuning:
+    tuning = Tuning(
+        rows=tuple(_row(row) for row in fields["rows"]),
+        plain=Speed(**fields["plain"]),
+        busy=str(fields["busy"]),
+        tries=int(fields["tries"]),
+        split=Split(**fields["split"]) if fields["split"] else None,
+        splits=tuple(Split(**split) for split in fields["splits"]),
+    )
+    if [row.status for row in tuning.rows].count("chosen") != 1:
+        raise ValueError("not exactly one variant is chosen")
+    return tuning
 
 
 def _row(fields: dict[str, Any]) -> Row:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from classifleet.config.errors import ModelError
-from classifleet.worker.models import _openvino
+from classifleet.worker.models import _inductor, _openvino
+from classifleet.worker.models._graphs import GraphedBackend
+from classifleet.worker.models._packages import Packages, package_name
 from classifleet.worker.models._torch import Recipe, TorchScriptBackend
 from classifleet.worker.models.backend import Backend
 from classifleet.worker.models.description import ModelDescription
@@ -23,17 +27,23 @@ class Variant:
         name: `torchscript/bf16`, as in logs and metrics.
         precision: Of the arithmetic inside.
         devices: `cpu`, `cuda`, or both.
-        recipe: How torch's executor runs it; None for OpenVINO.
-        extra: The extra of classifleet that it needs beyond [worker].
+        recipe: How torch's executor runs it; None for other engines.
+        graphs: Whether CUDA graphs are recorded of it, one for each batch size.
     """
 
     name: str
     precision: Precision
     devices: tuple[str, ...]
     recipe: Recipe | None = None
-    extra: str | None = None
+    graphs: bool = False
+
+    @property
+    def engine(self) -> str:
+        """`torchscript`, `openvino` or `inductor`."""
+        return self.name.partition("/")[0]
 
 
+_HALF: Final = Recipe(freeze=True, channels_last=True, convert="fp16")
 PLAIN: Final = Variant("torchscript", "fp32", ("cpu", "cuda"), Recipe())
 VARIANTS: Final = (
     PLAIN,
@@ -42,38 +52,93 @@ VARIANTS: Final = (
     Variant("torchscript/optimized", "fp32", ("cpu",), Recipe(freeze=True, channels_last=True, optimize=True)),
     Variant("torchscript/bf16", "bf16", ("cpu", "cuda"), Recipe(freeze=True, channels_last=True, convert="bf16")),
     Variant("torchscript/autocast_bf16", "bf16", ("cpu", "cuda"), Recipe(channels_last=True, autocast="bf16")),
-    Variant("torchscript/fp16", "fp16", ("cuda",), Recipe(freeze=True, channels_last=True, convert="fp16")),
+    Variant("torchscript/fp16", "fp16", ("cuda",), _HALF),
     Variant("torchscript/autocast_fp16", "fp16", ("cuda",), Recipe(channels_last=True, autocast="fp16")),
-    Variant("openvino/fp32", "fp32", ("cpu",), extra="openvino"),
-    Variant("openvino/bf16", "bf16", ("cpu",), extra="openvino"),
+    Variant("torchscript/frozen+graphs", "fp32", ("cuda",), Recipe(freeze=True), graphs=True),
+    Variant("torchscript/fp16+graphs", "fp16", ("cuda",), _HALF, graphs=True),
+    Variant("openvino/fp32", "fp32", ("cpu",)),
+    Variant("openvino/bf16", "bf16", ("cpu",)),
+    Variant("inductor/fp32", "fp32", ("cpu", "cuda")),
+    Variant("inductor/bf16", "bf16", ("cpu", "cuda")),
 )
 BY_NAME: Final = {variant.name: variant for variant in VARIANTS}
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """The ways to run one model on one device: what can be tried, how long that takes to prepare, and doing it.
+
+    Attributes:
+        description: The model's description.
+        path: Its `model.pt`, already verified.
+        device: `cpu`, `cuda` or `cuda:1`.
+        packages: Where compiled packages are kept.
+    """
+
+    description: ModelDescription
+    path: Path
+    device: str
+    packages: Packages = field(default_factory=Packages)
+
+    def missing(self, variant: Variant) -> str:
+        """Why a variant cannot be tried; empty if it can."""
+        reason = available(variant, self.device)
+        return "" if reason and self._kept(variant) else reason
+
+    def seconds(self, variant: Variant) -> float:
+        """How long preparing it takes, where that is long enough to count."""
+        if variant.engine != "inductor":
+            return 0.0
+        return _inductor.LOAD_SECONDS if self._kept(variant) else _inductor.estimate_seconds(self.path)
+
+    def open(self, variant: Variant, *, threads: int | None = None, seconds: float | None = None) -> Backend:
+        """Load the model to run in this way.
+
+        Args:
+            variant: Which.
+            threads: CPU threads of a forward pass; default: the cores that the process may use.
+            seconds: For compiling, at most.
+
+        Raises:
+            ModelError: It cannot.
+        """
+        if missing := self.missing(variant):
+            raise ModelError(f"{self.description.key}: {variant.name} cannot be used here: {missing}")
+        if variant.engine == "openvino":
+            return _openvino.OpenVinoBackend(self.description, self.path, precision=variant.precision, threads=threads)
+        if variant.engine == "inductor":
+            return _inductor.InductorBackend(
+                self.description,
+                self.path,
+                self.device,
+                precision=variant.precision,
+                threads=threads,
+                packages=self.packages,
+                seconds=_inductor.MAX_COMPILE_SECONDS if seconds is None else seconds,
+            )
+        backend = TorchScriptBackend(
+            self.description, self.path, self.device, threads, recipe=variant.recipe, name=variant.name
+        )
+        return GraphedBackend(backend, self.description) if variant.graphs else backend
+
+    def _kept(self, variant: Variant) -> bool:
+        """Whether it is compiled already: then no compiler is needed."""
+        if variant.engine != "inductor" or self.device.partition(":")[0] not in variant.devices:
+            return False
+        return self.packages.has(package_name(self.description, self.device, variant.precision))
 
 
 def available(variant: Variant, device: str) -> str:
     """Why a variant cannot be tried on a device (`cpu`, `cuda`, `cuda:1`); empty if it can."""
     if device.partition(":")[0] not in variant.devices:
         return f"not for {device}"
-    if variant.extra == "openvino" and not _openvino.installed():
+    if variant.engine == "openvino" and not _openvino.installed():
         return "pip install 'classifleet[openvino]'"
     if variant.name == "openvino/bf16" and not _openvino.native_bf16():
         return "this CPU has no bf16"
-    return ""
-
-
-def open_variant(
-    variant: Variant, description: ModelDescription, path: Path, *, device: str, threads: int | None = None
-) -> Backend:
-    """Load a model to run in this way.
-
-    Raises:
-        ModelError: It cannot.
-    """
-    if missing := available(variant, device):
-        raise ModelError(f"{description.key}: {variant.name} cannot be used here: {missing}")
-    if variant.recipe is None:
-        return _openvino.OpenVinoBackend(description, path, precision=variant.precision, threads=threads)
-    return TorchScriptBackend(description, path, device, threads, recipe=variant.recipe, name=variant.name)
+    if variant.name == "inductor/bf16" and device == "cpu" and not _inductor.native_bf16():
+        return "this CPU has no bf16"
+    return _inductor.missing(device) if variant.engine == "inductor" else ""
 
 
 def load_backend(
@@ -103,4 +168,6 @@ def load_backend(
         return TorchScriptBackend(description, path, device, threads)
     if variant not in BY_NAME:
         raise ModelNotFound(f"there is no variant {variant!r}; there are: {', '.join(BY_NAME)}")
-    return open_variant(BY_NAME[variant], description, path, device=device, threads=threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Ways(description, path, device).open(BY_NAME[variant], threads=threads)

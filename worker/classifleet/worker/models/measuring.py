@@ -1,0 +1,124 @@
+"""How fast a backend is, on a machine that may have other things to do.
+
+What disturbs a forward pass only makes it slower, so the best of several counts, and what is compared runs in turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifleet.worker.models.backend import Backend
+from classifleet.worker.models.description import ModelDescription
+from classifleet.worker.models.golden_inputs import noise
+
+MEASURE_SECONDS: Final = 0.3
+"""Per variant and batch size; at least `LEAST_RUNS` batches."""
+LEAST_RUNS: Final = 3
+TURNS: Final = 3
+"""How often each of two backends runs in a duel."""
+TURN_SECONDS: Final = 0.1
+ENOUGH: Final = 0.97
+"""The smallest batch size is taken that reaches this share of the best rate: it has the least latency."""
+USELESS: Final = 2
+"""After so many sizes in a row that bring nothing, larger ones are not tried."""
+QUIET_SPREAD: Final = 1.3
+"""Mean by best time of the same forward pass: 1.01-1.1 on a quiet machine, 1.5-10 where others want its cores."""
+QUIET_LOAD: Final = 1.5
+"""Load average by core before tuning; a process that tunes one model after the other makes 1 itself."""
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """A variant's rate in images per second at its best batch size, and the seconds of one such forward pass."""
+
+    rate: float
+    batch: int
+    forward_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What tuning may take, and what a forward pass may.
+
+    Attributes:
+        seconds: For one model; what is not tried by then is not chosen.
+        forward_seconds: Of one forward pass: batch sizes that take longer are not used.
+        batch_sizes: To try, rising.
+    """
+
+    seconds: float
+    forward_seconds: float
+    batch_sizes: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A backend, and the batch size at which it competes."""
+
+    backend: Backend
+    batch: int
+
+
+def measure(backend: Backend, description: ModelDescription, bounds: Bounds, clock: Clock) -> Speed:
+    """The best rate over the batch sizes whose forward pass is short enough."""
+    speeds: list[Speed] = []
+    for size in bounds.batch_sizes:
+        backend.warm([size])
+        seconds = min(_times(backend, noise(description, size), clock, MEASURE_SECONDS, LEAST_RUNS))
+        if speeds and seconds > bounds.forward_seconds:
+            break
+        speeds.append(Speed(size / seconds, size, seconds))
+        rates = [speed.rate for speed in speeds]
+        if len(rates) > USELESS and max(rates[-USELESS:]) <= max(rates[:-USELESS]):
+            break
+    most = max(speed.rate for speed in speeds)
+    return next(speed for speed in speeds if speed.rate >= ENOUGH * most)
+
+
+def duel(
+    contestants: Sequence[Contestant], description: ModelDescription, clock: Clock, *, turns: int = TURNS
+) -> tuple[list[Speed], float]:
+    """Run backends in turns: the best speed of each, and the spread of the steadiest (mean by best time)."""
+    pixels = {contestant.batch: noise(description, contestant.batch) for contestant in contestants}
+    for contestant in contestants:
+        contestant.backend.run(pixels[contestant.batch])  # the other's threads and caches are gone after this
+    times: list[list[float]] = [[] for _ in contestants]
+    for _ in range(turns):
+        for taken, contestant in zip(times, contestants, strict=True):
+            taken += _times(contestant.backend, pixels[contestant.batch], clock, TURN_SECONDS, 1)
+    speeds = [Speed(c.batch / min(t), c.batch, min(t)) for c, t in zip(contestants, times, strict=True)]
+    return speeds, min(statistics.fmean(taken) / min(taken) for taken in times)
+
+
+def busy(spread: float, load: float, cores: int) -> str:
+    """How others disturbed the measurement; empty if they did not.
+
+    Args:
+        spread: Mean by best time of one forward pass.
+        load: The machine's load average before tuning.
+        cores: Of the whole machine.
+    """
+    if spread > QUIET_SPREAD:
+        return f"equal forward passes took {spread:.1f} times the best one's time in the mean"
+    if load > QUIET_LOAD * cores:
+        return f"the load average was {load:.1f} on {cores} cores"
+    return ""
+
+
+def _times(backend: Backend, pixels: NDArray[np.uint8], clock: Clock, seconds: float, least: int) -> list[float]:
+    """The times of single forward passes, for so many seconds and at least so many passes."""
+    taken: list[float] = []
+    start = clock()
+    while len(taken) < least or clock() - start < seconds:
+        begun = clock()
+        backend.run(pixels)
+        taken.append(clock() - begun)
+    return taken
