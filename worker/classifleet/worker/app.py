@@ -6,6 +6,11 @@ consumer exist, so that no message is taken before the models are warm.
 
 from __future__ import annotations
 
+from classifleet.worker.cores import wait_asleep
+
+wait_asleep()  # before the runtime brings torch
+
+# ruff: noqa: E402
 import sys
 from typing import Any
 
