@@ -67,7 +67,9 @@ async def _fetch(*_: Any, **__: Any) -> bytes:
     return b""
 
 
-def _prepare(_data: bytes, specs: dict[str, Any], _limits: Any) -> tuple[ImageInfo, dict[str, NDArray[np.uint8]]]:
+def _prepare(
+    _data: bytes, specs: dict[str, Any], _limits: Any, **_: Any
+) -> tuple[ImageInfo, dict[str, NDArray[np.uint8]]]:
     info = ImageInfo(width=EDGE, height=EDGE, format="JPEG", bytes=0, sha256="0" * 64)
     return info, dict.fromkeys(specs, PIXELS)
 

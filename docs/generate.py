@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -20,8 +18,8 @@ from pydantic.fields import FieldInfo
 
 from classifleet.config import CODES, KEY_TABLE, Settings, errors
 from classifleet.config.errors import ClassifleetError
+from classifleet.config.setting_groups import default_model_repository
 from classifleet.config.setting_sources import CONFIG_FILE_VARIABLE, DEFAULT_CONFIG_FILE, ENV_PREFIX
-from classifleet.config.settings import default_model_repository
 from classifleet.worker import instruments
 
 DOCS: Final = Path(__file__).parent
@@ -44,20 +42,12 @@ def settings_page() -> str:
     for title, names in _sections().items():
         rows = [_setting(name, Settings.model_fields[name]) for name in names]
         parts += [f"## {title}", table(("setting", "default", "accepts", "meaning"), rows)]
-    return page("Settings", "config/classifleet/config/settings.py", parts)
+    return page("Settings", "config/classifleet/config/setting_groups.py", parts)
 
 
 def _sections() -> dict[str, list[str]]:
-    sections: dict[str, list[str]] = {}
-    for line in inspect.getsource(Settings).splitlines():
-        if title := re.fullmatch(r"    # (\w.*)", line):
-            sections[title[1]] = []
-        elif (field := re.match(r"    (\w+): ", line)) and field[1] in Settings.model_fields:
-            sections[next(reversed(sections))].append(field[1])
-    missing = set(Settings.model_fields) - {name for names in sections.values() for name in names}
-    if missing:
-        raise SystemExit(f"no section of Settings has {', '.join(sorted(missing))}")
-    return sections
+    groups = [base for base in reversed(Settings.__mro__) if base.__module__.endswith(".setting_groups")]
+    return {(group.__doc__ or "").rstrip("."): [*vars(group)["__annotations__"]] for group in groups}
 
 
 def _setting(name: str, field: FieldInfo) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from classifleet.ledger import (
     Commit,
     Put,
 )
+from classifleet.worker import versions
 from tests.fixtures_ledger import (
     LONG_MS,
     QUEUE,
@@ -212,6 +213,24 @@ def test_the_first_begin_pins_versions_for_the_job(bench: Bench) -> None:
     assert bench.job("j")["pin:imagenet"] == "3"
     bench.put("other", "c1")
     assert bench.begin("other", "c1", latest={}).models == ("imagenet", "nsfw@2"), "this worker lacks the model"
+
+
+def test_the_canary_of_a_job_is_the_one_that_the_policy_says(bench: Bench) -> None:
+    shares = [("1", 50.0), ("2", 20.0), ("13", 30.0)]
+    got = []
+    for job in [f"job-{number}" for number in range(60)]:
+        bench.put(job, "c")
+        [name, _] = bench.begin(job, "c", latest={"imagenet": shares}).models
+        assert name == f"imagenet@{versions.chosen(job, 'imagenet', shares)}"
+        got.append(name)
+    assert len(set(got)) == 3
+
+
+def test_a_job_keeps_its_version_whatever_the_next_worker_is_set_to(bench: Bench) -> None:
+    for chunk in ("c1", "c2"):
+        bench.put("j", chunk)
+    first = bench.begin("j", "c1", latest={"imagenet": [("1", 95.0), ("2", 5.0)]}).models
+    assert bench.begin("j", "c2", "w2", latest={"imagenet": [("3", 5.0), ("4", 95.0)]}).models == first
 
 
 # --- leases --------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def test_who_is_silent_for_too_long_does_not(bench: Bench) -> None:
 def test_a_process_is_enlisted_until_it_ends(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.01)
     roster = Roster(bench.ledger, bench.runner)
-    roster.start("w1", pools=("default",), models=("m@1",))
+    roster.start("w1", pools=("default",), models=lambda: ("m@1",))
     wait_until(lambda: living(bench) == ["w1"], "the process to be enlisted")
     bench.redis.delete(bench.keys.shared("workers"), bench.keys.shared("about"))
     wait_until(lambda: living(bench) == ["w1"], "the process to be enlisted again")

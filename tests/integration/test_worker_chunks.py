@@ -78,6 +78,37 @@ def test_only_failures_count_until_a_chunk_is_given_up(workshop: Workshop, setti
     assert message == "its chunk failed 5 times: TimeoutError"
 
 
+# --- models that only others have ----------------------------------------------------------------------------------
+
+
+def test_a_chunk_for_models_that_only_others_have_is_left_to_them(
+    workshop: Workshop, settings: SettingsFactory
+) -> None:
+    workshop.build(settings())
+    workshop.put("0")
+    workshop.lender.left = {"m"}
+    workshop.run("0")
+    assert (workshop.bench.members("parked"), workshop.pipeline.begun) == (["j/0"], 0)
+    assert workshop.bench.run(workshop.bench.ledger.unpark(QUEUE, [("j", "0")])) == [("j", "0")]
+    workshop.lender.left = set()
+    workshop.run("0")
+    assert code_counts(workshop.bench) == {"not_found": 2}
+
+
+def test_while_it_is_not_known_what_others_have_the_chunk_is_handed_back(
+    workshop: Workshop, settings: SettingsFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop.build(settings())
+    workshop.put("0")
+
+    def away(*_: Any) -> bool:
+        raise LedgerUnavailable("away")
+
+    monkeypatch.setattr(workshop.lender, "left_to_others", away)
+    workshop.run("0")
+    assert workshop.bench.members("queued") == ["j/0"]
+
+
 # --- a begin whose answer is lost ----------------------------------------------------------------------------------
 
 

@@ -102,7 +102,8 @@ def test_what_labels_there_are() -> None:
     """None of them may hold a host, a job, an image or a message."""
     names = {name for _, labels in series() for name, _ in labels}
     bounded = {"queue", "outcome", "model", "stage", "reason", "code", "lane", "dependency", "state", "what", "pool"}
-    assert names <= bounded | {"digest", "backend", "device", "le"}
+    of_a_model = {"digest", "backend", "device", "speedup", "agreement"}
+    assert names <= bounded | of_a_model | {"le"}
     assert CLASSIFICATIONS._labelnames == ("model", "outcome")
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 from classifleet.config import ErrorCode, ImageError, Item, Payload, Record, Settings
 from classifleet.config.claims import Claims
-from classifleet.ledger import Lease, Replicas
+from classifleet.ledger import Lease, Offer, Replicas
 from classifleet.worker.chunks import ChunkRunner
 from classifleet.worker.commits import Committer
 from classifleet.worker.leases import LeaseKeeper
@@ -31,13 +31,33 @@ class ScriptedPipeline:
         self.image_seconds = 0.0
         self.begun = 0
 
-    async def classify(self, payload: Payload, lease: Lease, lane: str, mark: Mark | None = None) -> list[Record]:
+    async def classify(
+        self, payload: Payload, lease: Lease, lane: str, mark: Mark | None = None, trace: object = None
+    ) -> list[Record]:
         self.begun += 1
         for item in payload.items:
             if mark is not None:
                 await mark(item.id)
             await asyncio.sleep(self.image_seconds)
         return failed_records(payload, ImageError(ErrorCode.NOT_FOUND), attempt=lease.attempt, worker=OWNER)
+
+
+class ScriptedLender:
+    """Has every model; those that are `left` are others'."""
+
+    def __init__(self) -> None:
+        self.left: set[str] = set()
+
+    def offers(self) -> Mapping[str, Offer]:
+        return {}
+
+    def left_to_others(self, models: Collection[str], queue: str) -> bool:
+        return bool(self.left.intersection(models))
+
+    async def during(
+        self, payload: Payload, lease: Lease, lane: str, work: Callable[[Lease], Awaitable[list[Record]]]
+    ) -> list[Record]:
+        return await work(lease)
 
 
 class Workshop:
@@ -47,6 +67,7 @@ class Workshop:
         self.bench = bench
         self.loop = loop
         self.pipeline = ScriptedPipeline()
+        self.lender = ScriptedLender()
         self.interrupt = threading.Event()
         self.outages = Outages()
         self.pool = ThreadPoolExecutor(4)
@@ -64,7 +85,7 @@ class Workshop:
             **shared,
             owner=OWNER,
             leases=LeaseKeeper(bench.ledger, self.runner, OWNER, settings.lease_seconds),
-            latest={},
+            lender=self.lender,
             pipeline=self.pipeline,  # type: ignore[arg-type]
             loop=self.loop,
             sinks=sinks,

@@ -42,6 +42,7 @@ NAMES = {
     "broker:deadlines": f"{KEYS.broker}deadlines",
     "broker:garbage": f"{KEYS.broker}garbage",
     "lock:<name>": KEYS.lock("n"),
+    "content:<digest>": KEYS.content("d"),
     "revoked:<grant>": KEYS.shared("revoked:g"),
     "kept:<job>:<chunk>:<sha256>": KEYS.shared("kept:j:c:" + "0" * 64),
     "workers": KEYS.shared("workers"),

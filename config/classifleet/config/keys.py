@@ -67,6 +67,10 @@ class Keys:
         """The hash of a dead letter."""
         return f"{self.prefix}dead:{key}"
 
+    def content(self, digest: str) -> str:
+        """An answer by the content of its picture, in the Redis of the content cache alone."""
+        return f"{self.prefix}content:{digest}"
+
     @property
     def broker(self) -> str:
         """What the keys of a Redis broker start with: `broker:` and the queue, and what it knows of its messages."""
@@ -131,5 +135,12 @@ KEY_TABLE: Final = (
     KeyRow("broker:garbage", "list", "for ever; 1,000 at most", "worker", "Starts of messages that are none."),
     KeyRow("workers", "zset", "members until silent for 45 s", "worker", "Workers and exporters by their last word."),
     KeyRow("about", "hash", "fields as `workers`", "worker", "What each of them is, as JSON."),
+    KeyRow(
+        "content:<digest>",
+        "string",
+        "`content_cache_ttl_seconds`",
+        "worker",
+        "Scores by a picture's content; in `content_cache_url` alone.",
+    ),
     KeyRow("lock:<name>", "string", "its lease", "worker", "Who does a fleet-wide duty now."),
 )

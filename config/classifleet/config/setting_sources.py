@@ -10,7 +10,7 @@ from collections.abc import Collection, Container, Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import NoDecode
 
 from classifleet.config.errors import SettingsError
@@ -19,6 +19,7 @@ from classifleet.config.payload import explain
 ENV_PREFIX: Final = "CLASSIFLEET_"
 CONFIG_FILE_VARIABLE: Final = "CLASSIFLEET_CONFIG_FILE"
 DEFAULT_CONFIG_FILE: Final = "classifleet.toml"
+PERCENT: Final = 100
 # Kubernetes puts these into every pod that shares a namespace with a service called "classifleet…".
 _SERVICE_VARIABLE = re.compile(r"_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")  # what `…_PORT` holds when it is one of them
@@ -47,10 +48,45 @@ def _mapped(value: object) -> object:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
+def _shared(value: object) -> object:
+    """Versions with numbers, as people write them in a variable: `imagenet=1:95,2:5,nsfw=2:10`, or JSON."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("{"):
+        return json.loads(text)
+    found: dict[str, dict[str, str]] = {}
+    name = ""
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        model, equals, share = part.rpartition("=")
+        name = model.strip() if equals else name
+        version, colon, number = share.partition(":")
+        if not name or not colon:
+            raise ValueError(f"{part!r} is not model=version:number; write imagenet=1:95,2:5")
+        found.setdefault(name, {})[version.strip()] = number.strip()
+    return found
+
+
+def _weighty(value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    if empty := [name for name, shares in value.items() if not sum(shares.values())]:
+        raise ValueError(f"{empty[0]}: none of its versions has any weight")
+    return value
+
+
+def _single(value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    for name, shares in value.items():
+        if len(shares) != 1 or max(shares.values()) > PERCENT:
+            raise ValueError(f"{name}: takes one version and a percentage; write {name}=2:10")
+    return value
+
+
 StrList = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
 IntList = Annotated[list[int], NoDecode, BeforeValidator(_listed)]
 StrMap = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
 IntMap = Annotated[dict[str, Annotated[int, Field(ge=0)]], NoDecode, BeforeValidator(_mapped)]
+Shares = dict[Annotated[str, Field(pattern="^[1-9][0-9]*$")], Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+CanaryMap = Annotated[dict[str, Shares], NoDecode, BeforeValidator(_shared), AfterValidator(_weighty)]
+ShadowMap = Annotated[dict[str, Shares], NoDecode, BeforeValidator(_shared), AfterValidator(_single)]
 
 
 def config_file() -> Path:

@@ -1,7 +1,7 @@
 """The ledger: which image is where, in Redis. The protocol is described in `docs/guarantees.md`."""
 
 from classifleet.ledger._replies import read_depth
-from classifleet.ledger.calls import Call, Ledger
+from classifleet.ledger.calls import Call, Ledger, Offer
 from classifleet.ledger.runner import AsyncRunner, Replicas, SyncRunner, connect, connect_async
 from classifleet.ledger.server import Problem, advice, problems, require_fit
 from classifleet.ledger.values import (
@@ -23,7 +23,7 @@ from classifleet.ledger.values import (
 __all__ = [  # noqa: RUF022 - grouped by noun
     # the protocol as values
     "Ledger", "Call", "Put", "PutReply", "Parked", "Begin", "Commit", "Lease", "Tally", "Part", "DeadLetter",
-    "Discarded", "QueueDepth", "read_depth", "WorkerInfo", "WorkerFigures",
+    "Discarded", "Offer", "QueueDepth", "read_depth", "WorkerInfo", "WorkerFigures",
     # running it
     "SyncRunner", "AsyncRunner", "Replicas", "connect", "connect_async",
     # the server

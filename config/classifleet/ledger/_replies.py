@@ -60,7 +60,7 @@ def read_lease(reply: list[Any]) -> Lease:
     outcome = Begin(reply[0].decode())
     if outcome not in (Begin.RUN, Begin.EXPIRED):
         return Lease(outcome)
-    _, job, chunk, payload, attempt, deaths, waited_ms, left_ms, models, convicted, digest = reply
+    _, job, chunk, payload, attempt, deaths, waited_ms, left_ms, models, convicted, digest, trace = reply
     return Lease(
         outcome,
         job.decode(),
@@ -73,6 +73,7 @@ def read_lease(reply: list[Any]) -> Lease:
         tuple(json.loads(models)),
         frozenset(json.loads(convicted)),
         digest.decode(),
+        trace.decode(errors="replace"),
     )
 
 

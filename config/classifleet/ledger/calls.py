@@ -17,6 +17,7 @@ from classifleet.ledger._scripts import Script
 from classifleet.ledger.values import Commit, DeadLetter, Discarded, Lease, Parked, Part, PutReply, Tally, WorkerInfo
 
 T = TypeVar("T")
+Offer = str | Sequence[tuple[str, float]]
 SILENT_MS: Final = 45_000  # who has been silent for so long is not taken for alive any more
 
 
@@ -56,11 +57,13 @@ class Ledger:
         limit: int = 0,
         room: int = 0,
         share: float = 0.0,
+        trace: str = "",
     ) -> Call[PutReply]:
         """Open a job (with a header), add a chunk to it, seal it: any of the three, in this order, atomically.
 
         A new chunk is refused when its queue would hold more than `limit` images (0: no limit), or when less than
         `1 - share` of Redis' `maxmemory` would be left beside `room` bytes for its records and those of all others.
+        `trace` is the submitter's (see `config.tracing`); it is handed out with the chunk's leases.
         """
         return self._script(
             _scripts.PUT,
@@ -78,6 +81,7 @@ class Ledger:
                 limit,
                 room,
                 share,
+                trace,
             ),
             _replies.read_put,
             durable=True,
@@ -104,13 +108,14 @@ class Ledger:
         owner: str,
         *,
         lease_ms: int,
-        latest: Mapping[str, str],
+        latest: Mapping[str, Offer],
         queue: str,
         grant: str,
     ) -> Call[Lease]:
         """Answer a wake-up call that came by `queue` and named this chunk.
 
-        `latest` pins the versions of unversioned models at the job's first `begin`. `grant` identifies this call: if
+        `latest` pins the versions of unversioned models at the job's first `begin`: one by model, or several with
+        their weights, of which each job gets one by its id. `grant` identifies this call: if
         its answer is lost, the same call has the same answer, as long as the chunk is held.
         """
         args = (job, chunk, owner, lease_ms, json.dumps(latest), queue, grant)

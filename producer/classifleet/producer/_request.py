@@ -181,11 +181,12 @@ class Chunk:
     blobs: tuple[Blob, ...] = ()
 
 
-def _chunk_name(number: int) -> str:
+def chunk_name(number: int) -> str:
+    """The name of a job's chunk; names sort as their numbers do."""
     return f"{number:08d}"
 
 
-FIRST_CHUNK: Final = _chunk_name(0)
+FIRST_CHUNK: Final = chunk_name(0)
 
 
 def make_chunk(request: Request, number: int, items: Iterable[tuple[int, SubmitItem]], settings: Settings) -> Chunk:
@@ -198,7 +199,7 @@ def make_chunk(request: Request, number: int, items: Iterable[tuple[int, SubmitI
     wire = [_wire_item(position, item, settings, blobs) for position, item in items]
     payload = make_payload(
         job=request.job,
-        chunk=_chunk_name(number),
+        chunk=chunk_name(number),
         items=wire,
         models=list(request.models),
         options=request.options,

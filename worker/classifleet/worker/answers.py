@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classifleet.config import ImageError, ModelAnswer, Options, Prediction
+from classifleet.config import ErrorCode, ImageError, ModelAnswer, Options, Prediction
+from classifleet.worker.models.description import ModelDescription
 
 CONFIDENCE_DIGITS: Final = 6
 SORTED_AT_ONCE: Final = 64  # scores; of more, the best ones are picked before they are sorted
@@ -55,9 +56,27 @@ def answer(
     return result
 
 
+def model_answer(model: ModelDescription, scores: NDArray[np.float32], options: Options) -> ModelAnswer:
+    """The same, as the model's description says."""
+    return answer(
+        scores,
+        model.labels,
+        digest=model.sha256,
+        kind=model.output.kind,
+        threshold=model.output.threshold,
+        options=options,
+    )
+
+
 def failed_answer(error: ImageError) -> ModelAnswer:
     """The answer of a model that failed."""
     return ModelAnswer(status="error", error=error.as_info())
+
+
+def common_error(answers: Iterable[ModelAnswer]) -> ImageError:
+    """What to say of an image that no model answered: the first model's error."""
+    info = next(a["error"] for a in answers)
+    return ImageError(ErrorCode(info["code"]), info["message"])
 
 
 def _best_first(scores: NDArray[np.float32], count: int) -> list[int]:

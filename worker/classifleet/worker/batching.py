@@ -14,14 +14,18 @@ from typing import Final, Literal
 
 from classifleet.config import Lane
 from classifleet.worker.lanes import LANES, next_turn
-from classifleet.worker.queues import Queue, Waiting
+from classifleet.worker.queues import Queue, SpareQueue, Waiting
 
 TOP_UP_SHARE: Final = 4
 LEAD_SECONDS: Final = 30.0
 """No model is counted as further ahead of the others: one slow batch must not shut it out for minutes."""
 
+SPARE_IMAGES: Final = 64
+"""Images that may wait for spare time of the device, in all; more are not taken."""
+SPARE_BATCH: Final = 4  # what real work that comes just then waits for
+
 Queues = Mapping[Lane, Queue]
-Reason = Literal["full", "memory", "lane", "drained", "bisected"]
+Reason = Literal["full", "memory", "lane", "drained", "bisected", "spare"]
 
 
 @dataclass(slots=True)
@@ -100,6 +104,7 @@ class Backlog:
         self._queues: dict[str, Queues] = {}
         self._sizes: dict[str, Sizes] = {}
         self._shares = {lane: Shares() for lane in LANES}
+        self._spare = SpareQueue(SPARE_IMAGES)
         self._dropped: list[tuple[str, Waiting]] = []
         self._passed_over = 0  # turns without bulk since bulk waits
 
@@ -107,6 +112,17 @@ class Backlog:
         """Let images wait for a model; `sizes` may change later."""
         self._queues[model] = {lane: Queue(lambda waiting: self._dropped.append((model, waiting))) for lane in LANES}
         self._sizes[model] = sizes
+
+    def close(self, model: str) -> None:
+        """Let nothing wait for a model any more; what does is dropped."""
+        for queue in self._queues.pop(model).values():
+            queue.clear()
+        del self._sizes[model]
+        self._spare.forget(model)
+
+    def add_spare(self, model: str, waiting: Waiting) -> bool:
+        """Queue an image that is run only while no other waits; false if too many do, or the model is not here."""
+        return model in self._queues and self._spare.add(model, waiting)
 
     def add(self, model: str, lane: Lane, waiting: Waiting) -> None:
         """Queue an image.
@@ -121,7 +137,7 @@ class Backlog:
         due = {lane: self._due(lane, now) for lane in LANES}
         lane = next_turn(bool(due["interactive"]), bool(due["bulk"]), self._passed_over)
         if lane is None:
-            return None
+            return self._next_spare(now)
         model = self._shares[lane].pick(due[lane])
         batch = compose(model, self._queues[model], self._sizes[model], lane, now)
         # bulk that tops up does not stand for the bulk of another model
@@ -130,7 +146,9 @@ class Backlog:
         return batch
 
     def charge(self, batch: Batch, seconds: float) -> None:
-        """A batch has taken so long: each lane's account of its model bears its images' part."""
+        """A batch has taken so long: each lane's account of its model bears its images' part; spare time is free."""
+        if batch.reason == "spare":
+            return
         bulk = seconds * batch.bulk / len(batch.images)
         if batch.bulk:
             self._shares["bulk"].charge(batch.model, bulk)
@@ -143,6 +161,10 @@ class Backlog:
         if dropped:
             self._dropped = []
         return dropped
+
+    def _next_spare(self, now: float) -> Batch | None:
+        images = self._spare.take(SPARE_BATCH, now)
+        return Batch(images[0][0], [waiting for _, waiting in images], 0, "spare") if images else None
 
     def _due(self, lane: Lane, now: float) -> dict[str, float]:
         heads = ((model, queues[lane].first_due(now)) for model, queues in self._queues.items())

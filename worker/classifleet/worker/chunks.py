@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from functools import partial
@@ -33,16 +33,19 @@ from classifleet.config import (
     StorageUnavailable,
 )
 from classifleet.config.payload import MESSAGE_VERSION, explain
-from classifleet.ledger import Begin, Call, Lease, Ledger, SyncRunner
+from classifleet.ledger import Begin, Call, Commit, Lease, Ledger, SyncRunner
 from classifleet.worker.commits import Committer, NoPlace, SinkGivenUp
 from classifleet.worker.gate import Gate, GateClosed, Turn
 from classifleet.worker.inflight import InFlight
-from classifleet.worker.instruments import CHUNKS, HANDED_BACK, INFLIGHT, QUEUE_WAIT
+from classifleet.worker.instruments import CHUNKS, HANDED_BACK, INFLIGHT, QUEUE_WAIT, observe
 from classifleet.worker.leases import LeaseKeeper
+from classifleet.worker.lending import Lends
+from classifleet.worker.logs import log_chunk
 from classifleet.worker.outages import Interrupted, patiently
 from classifleet.worker.pipeline import SUSPECT_DEATHS, Pipeline
 from classifleet.worker.records import failed_records
 from classifleet.worker.sink import Sinks
+from classifleet.worker.tracing import ChunkTrace, Tracing
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -63,6 +66,7 @@ class _Work:
     lease: Lease
     queue: str
     lane: Lane
+    trace: ChunkTrace | None = None
 
     @property
     def held(self) -> tuple[str, str, int]:
@@ -80,12 +84,13 @@ class ChunkRunner:
         runner: SyncRunner,
         owner: str,
         leases: LeaseKeeper,
-        latest: Mapping[str, str],
+        lender: Lends,
         pipeline: Pipeline,
         loop: asyncio.AbstractEventLoop,
         sinks: Sinks,
         committer: Committer,
         interrupt: threading.Event,
+        tracing: Tracing | None = None,
     ) -> None:
         self._ledger = ledger
         self._runner = runner
@@ -94,12 +99,13 @@ class ChunkRunner:
         self._chunk_seconds = settings.chunk_timeout_seconds
         self._keep_seconds = settings.keep_results_seconds
         self._leases = leases
-        self._latest = latest
+        self._lender = lender
         self._pipeline = pipeline
         self._loop = loop
         self._sinks = sinks
         self._committer = committer
         self._interrupt = interrupt
+        self._tracing = tracing
         self._gate = Gate()
         self._refusing = threading.Event()
         self._stopped = threading.Event()
@@ -150,15 +156,21 @@ class ChunkRunner:
             return
         try:
             payload = Payload.model_validate_json(lease.payload)
-        except ValidationError as error:
-            self._park(lease, explain(error))
+        except ValidationError as error:  # written by a newer classifleet
+            log.warning("payload not understood; parked", job=lease.job, chunk=lease.chunk, error=explain(error))
+            self._park(lease, "not_understood")
             return
-        work = _Work(payload, lease, queue, _lane(queue))
+        if lease.outcome is Begin.RUN and self._left_to_others(lease, queue):
+            return
+        trace = None if self._tracing is None else self._tracing.chunk(lease, queue, len(payload.items))
+        work = _Work(payload, lease, queue, _lane(queue), trace)
         self._leases.add(work.held)
         INFLIGHT.inc(len(payload.items))
         try:
             self._work(work)
         finally:
+            if trace is not None:
+                trace.end()
             INFLIGHT.dec(len(payload.items))
             self._leases.remove(work.held)
 
@@ -169,7 +181,7 @@ class ChunkRunner:
             chunk,
             self._owner,
             lease_ms=self._lease_ms,
-            latest=self._latest,
+            latest=self._lender.offers(),
             queue=queue,
             grant=grant,
         )
@@ -194,10 +206,21 @@ class ChunkRunner:
             interrupt=self._interrupt,
         )
 
-    def _park(self, lease: Lease, why: str) -> None:
-        """Written by a newer classifleet: it waits for a worker that understands it."""
-        log.warning("payload not understood; parked", job=lease.job, chunk=lease.chunk, error=why)
-        CHUNKS.labels("not_understood").inc()
+    def _left_to_others(self, lease: Lease, queue: str) -> bool:
+        """Put a chunk aside whose models this worker lacks, and another has."""
+        try:
+            if not self._lender.left_to_others(lease.models, queue):
+                return False
+        except LedgerUnavailable:  # not known what others have
+            self._leases.give_back((lease.job, lease.chunk, lease.attempt))
+            return True
+        log.info("left to workers with its models; parked", job=lease.job, chunk=lease.chunk, models=lease.models)
+        self._park(lease, "elsewhere")
+        return True
+
+    def _park(self, lease: Lease, reason: str) -> None:
+        """Not for this worker: it waits for one that can do it."""
+        CHUNKS.labels(reason).inc()
         try:
             self._runner.run(self._ledger.park(lease.job, lease.chunk, self._owner, lease.attempt))
         except LedgerUnavailable:
@@ -205,10 +228,11 @@ class ChunkRunner:
 
     def _work(self, work: _Work) -> None:
         began = time.monotonic()
-        QUEUE_WAIT.labels(work.queue).observe(work.lease.waited_ms / 1000)
+        trace_id = "" if work.trace is None else work.trace.trace_id
+        observe(QUEUE_WAIT.labels(work.queue), work.lease.waited_ms / 1000, trace_id)
         try:
             records = self._records(work)
-            outcome = self._committer.commit(work.payload, work.lease, records, work.queue, work.lane)
+            outcome = self._commit(work, records)
         except (Interrupted, CancelledError, GateClosed) as error:
             self._hand_back(work, "drain" if self._interrupt.is_set() else "gate", error)
             if self._interrupt.is_set():
@@ -227,10 +251,15 @@ class ChunkRunner:
             log.exception("chunk failed", job=work.lease.job, chunk=work.lease.chunk, attempt=work.lease.attempt)
             self._give_up(work, "timeout" if isinstance(error, TimeoutError) else "defect", error)
         else:
-            log.info(
-                "chunk", job=work.lease.job, chunk=work.lease.chunk, images=len(records), attempt=work.lease.attempt,
-                outcome=outcome.value.lower(), seconds=round(time.monotonic() - began, 3),
-            )  # fmt: skip
+            log_chunk(work.lease, work.queue, records, outcome.value.lower(), time.monotonic() - began)
+
+    def _commit(self, work: _Work, records: list[Record], *, aside: bool = False) -> Commit:
+        outcome = self._committer.commit(
+            work.payload, work.lease, records, work.queue, work.lane, aside=aside, trace=work.trace
+        )
+        if work.trace is not None:
+            work.trace.outcome = outcome.value.lower()
+        return outcome
 
     def _leave(self, work: _Work, error: NotReplicated) -> None:
         """It is done on the primary. If a failover forgets that, the chunk is handed back, and else nothing is."""
@@ -242,6 +271,8 @@ class ChunkRunner:
         write = log.debug if isinstance(error, NoPlace) else log.warning  # there may be thousands
         write("handed back", job=job, chunk=chunk, attempt=attempt, because=reason, error=str(error))
         HANDED_BACK.labels(reason).inc()
+        if work.trace is not None:
+            work.trace.outcome = "handed back"
         self._leases.give_back(work.held)
 
     def _give_up(self, work: _Work, reason: str, error: Exception) -> None:
@@ -262,7 +293,7 @@ class ChunkRunner:
         log.error("given up", job=work.lease.job, chunk=work.lease.chunk, because=reason, error=str(error))
         records = self._failed(work, error)
         try:
-            self._committer.commit(work.payload, work.lease, records, work.queue, work.lane, aside=aside)
+            self._commit(work, records, aside=aside)
         except NotReplicated as alone:
             self._leave(work, alone)
         except SinkGivenUp:
@@ -294,8 +325,12 @@ class ChunkRunner:
         mark = partial(self._mark_aside, work, turn) if turn else None
         if turn:
             log.warning("suspect chunk, alone", job=work.lease.job, chunk=work.lease.chunk, deaths=work.lease.deaths)
+
+        def classify(lease: Lease) -> Awaitable[list[Record]]:
+            return self._pipeline.classify(work.payload, lease, work.lane, mark=mark, trace=work.trace)
+
         future = asyncio.run_coroutine_threadsafe(
-            self._pipeline.classify(work.payload, work.lease, work.lane, mark=mark), self._loop
+            self._lender.during(work.payload, work.lease, work.lane, classify), self._loop
         )
         self._running.add(future)
         try:

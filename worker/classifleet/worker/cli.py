@@ -12,6 +12,7 @@ import typer
 
 from classifleet.config import MissingExtra, Settings
 from classifleet.config.setting_sources import ENV_PREFIX
+from classifleet.worker.cores import wait_asleep
 from classifleet.worker.stopping import end_while_loading
 
 
@@ -43,6 +44,7 @@ def worker(
     ```
     """
     end_while_loading()
+    wait_asleep()
     given = {
         "BROKER_URL": broker_url,
         "MODELS": models,

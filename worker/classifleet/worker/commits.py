@@ -29,11 +29,19 @@ from classifleet.config import (
 )
 from classifleet.config.claims import Claims
 from classifleet.ledger import Call, Commit, Lease, Ledger, SyncRunner
-from classifleet.worker.instruments import CLASSIFICATIONS, DEAD_LETTERS, DUPLICATES, IMAGES, STAGE_DURATION
+from classifleet.worker.instruments import (
+    CLASSIFICATIONS,
+    DEAD_LETTERS,
+    DUPLICATES,
+    IMAGES,
+    STAGE_DURATION,
+    observe,
+)
 from classifleet.worker.letters import dead_letters
 from classifleet.worker.outages import Interrupted, Outages, patiently
 from classifleet.worker.records import Finished, finish
 from classifleet.worker.sink import GAP_SECONDS, Sinks, part_name
+from classifleet.worker.tracing import ChunkTrace
 
 log = structlog.get_logger(__name__)
 UNKNOWN_MODEL: Final = "unknown"
@@ -94,6 +102,7 @@ class Committer:
         lane: Lane,
         *,
         aside: bool = False,
+        trace: ChunkTrace | None = None,
     ) -> Commit:
         """Make the records final, unless another attempt was first; `aside` in Redis, whatever the sink.
 
@@ -107,7 +116,7 @@ class Committer:
         if len(records) != len(payload.items):
             raise RuntimeError(f"{len(records)} records for {len(payload.items)} images")
         finished = finish(records)
-        part = "" if aside else self._write_part(payload, lease, finished)
+        part = "" if aside else self._write_part(payload, lease, finished, trace)
         dead = dead_letters(payload, records, lane)
         start = time.monotonic()
         call = self._ledger.commit(
@@ -123,7 +132,7 @@ class Committer:
             digest=lease.digest,
         )
         outcome = self._until_written(call)
-        STAGE_DURATION.labels("commit").observe(time.monotonic() - start)
+        _stage("commit", start, trace)
         if outcome in (Commit.COMMITTED, Commit.REPEATED):
             self._claims.delete(payload, keep={letter.ref for letter in dead})
             _count(records, queue)
@@ -151,7 +160,7 @@ class Committer:
                 raise alone[-1] from None
             raise
 
-    def _write_part(self, payload: Payload, lease: Lease, finished: Finished) -> str:
+    def _write_part(self, payload: Payload, lease: Lease, finished: Finished, trace: ChunkTrace | None) -> str:
         """The part's name; empty when the records go to Redis (no sink, or one that is not allowed)."""
         sink = payload.sink
         if not sink:
@@ -178,7 +187,7 @@ class Committer:
         self._sinks_away.discard(sink)
         if not self._sinks_away:  # another one that works says nothing of those that do not
             self._outages.works("sink")
-        STAGE_DURATION.labels("sink").observe(time.monotonic() - start)
+        _stage("sink", start, trace)
         return name
 
     def _require_patience(self, payload: Payload, error: Exception) -> None:
@@ -208,6 +217,12 @@ class Committer:
             self._sinks.delete_part(payload.sink or "", payload.job, part)
         except (StorageError, StorageUnavailable) as error:  # the finaliser deletes what no manifest names
             log.debug("part not deleted", job=payload.job, part=part, error=str(error))
+
+
+def _stage(name: str, start: float, trace: ChunkTrace | None) -> None:
+    observe(STAGE_DURATION.labels(name), time.monotonic() - start, "" if trace is None else trace.trace_id)
+    if trace is not None:
+        trace.stage(name, start)
 
 
 def _count(records: Sequence[Record], queue: str) -> None:

@@ -65,7 +65,9 @@ class Decoded:
         return self.pictures[spec.background]
 
 
-def decode(data: bytes, *, targets: Sequence[Preprocess] = (), limits: DecodeLimits = _DEFAULT_LIMITS) -> Decoded:
+def decode(
+    data: bytes, *, targets: Sequence[Preprocess] = (), limits: DecodeLimits = _DEFAULT_LIMITS, sha256: str = ""
+) -> Decoded:
     """Decode an image for all models that will see it. Thread-safe; Pillow releases the GIL for most of it.
 
     Args:
@@ -74,6 +76,7 @@ def decode(data: bytes, *, targets: Sequence[Preprocess] = (), limits: DecodeLim
             `DRAFT_MARGIN` times the size it is resized to), and name the backgrounds under transparent pixels.
             Without any: full size, white.
         limits: What is refused.
+        sha256: Of the data, if it is known; it is computed otherwise.
 
     Raises:
         ImageError: `unsupported_format`, `too_many_pixels` or `undecodable`: permanent, the same bytes fail again.
@@ -81,7 +84,7 @@ def decode(data: bytes, *, targets: Sequence[Preprocess] = (), limits: DecodeLim
     kind = sniff(data)
     quiet_pillow()
     try:
-        return _decode(data, kind, targets, limits)
+        return _decode(data, kind, targets, limits, sha256)
     except (ImageError, MemoryError):  # no memory is our trouble, not the picture's
         raise
     except Image.DecompressionBombError as error:
@@ -94,18 +97,18 @@ def decode(data: bytes, *, targets: Sequence[Preprocess] = (), limits: DecodeLim
 
 
 def prepare(
-    data: bytes, specs: Mapping[str, Preprocess], limits: DecodeLimits
+    data: bytes, specs: Mapping[str, Preprocess], limits: DecodeLimits, *, sha256: str = ""
 ) -> tuple[ImageInfo, dict[str, NDArray[np.uint8]]]:
     """Decode once, then preprocess once for each distinct preprocessing, by its digest.
 
     Raises:
         ImageError: The bytes are not an image that may be decoded.
     """
-    decoded = decode(data, targets=list(specs.values()), limits=limits)
+    decoded = decode(data, targets=list(specs.values()), limits=limits, sha256=sha256)
     return decoded.info, {digest: preprocess(decoded.picture(spec), spec) for digest, spec in specs.items()}
 
 
-def _decode(data: bytes, kind: str, targets: Sequence[Preprocess], limits: DecodeLimits) -> Decoded:
+def _decode(data: bytes, kind: str, targets: Sequence[Preprocess], limits: DecodeLimits, sha256: str) -> Decoded:
     image = open_image(data, kind, limits)
     if kind == "JPEG" and is_lossless(data):  # shown by no browser, and not to be scaled; see `turbo`
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, "lossless JPEG")
@@ -118,7 +121,9 @@ def _decode(data: bytes, kind: str, targets: Sequence[Preprocess], limits: Decod
         image = open_image(data + JPEG_END, kind, limits)
         pictures = _pictures(image, data, targets, limits)
         truncated = True
-    info = _info(data, kind, pictures.size)
+    width, height = pictures.size
+    digest = sha256 or hashlib.sha256(data).hexdigest()
+    info = ImageInfo(width=width, height=height, format=kind, bytes=len(data), sha256=digest)
     if truncated:
         info["truncated"] = True
     return Decoded(info, pictures.by_background)
@@ -151,11 +156,6 @@ def _loaded(
     painted = image.tile[0].extents if image.tile else None
     keyed = load_keyed(image, data)
     return _flattened(_colors(keyed, image.format, shown, painted), backgrounds)
-
-
-def _info(data: bytes, kind: str, size: tuple[int, int]) -> ImageInfo:
-    digest = hashlib.sha256(data).hexdigest()
-    return ImageInfo(width=size[0], height=size[1], format=kind, bytes=len(data), sha256=digest)
 
 
 def _draft(image: Image.Image, targets: Sequence[Preprocess], *, sideways: bool) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -26,6 +26,10 @@ from classifleet.worker.instruments import DEVICE_SECONDS, DROPPED_IMAGES
 from classifleet.worker.models import Backend
 from classifleet.worker.models.failures import DeviceLost, brief, failure
 from classifleet.worker.queues import Inference, Pixels, Waiting
+from classifleet.worker.tracing import Tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
 
 log = structlog.get_logger(__name__)
 _Answer = tuple[asyncio.Future[Inference], Inference | ImageError]
@@ -50,10 +54,12 @@ class Device:
     Args:
         on_lost: Called once, on the device thread, when the device answers nothing any more. From then on images wait
             without end: they are to be given to another process, and no answer about them would be true.
+        tracing: Gets a span for each forward pass with traced images.
     """
 
-    def __init__(self, on_lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_lost: Callable[[], None] = lambda: None, tracing: Tracing | None = None) -> None:
         self._on_lost = on_lost
+        self._tracing = tracing
         self._backlog = Backlog()
         self._forwards: dict[str, Forward] = {}
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -77,6 +83,10 @@ class Device:
         """
         self.call(partial(self._load, model, make))
 
+    def unload(self, model: str) -> None:
+        """Free a model on the device thread. What waits for it is not run."""
+        self.call(partial(self._unload, model))
+
     def call(self, function: Callable[[], Any]) -> Any:
         """Call a function on the device thread, between two batches, and wait for what it returns.
 
@@ -92,7 +102,14 @@ class Device:
             self._ready.notify()
         return done.result()
 
-    async def infer(self, model: str, pixels: Pixels, lane: Lane, deadline: float = math.inf) -> Inference:
+    async def infer(
+        self,
+        model: str,
+        pixels: Pixels,
+        lane: Lane,
+        deadline: float = math.inf,
+        trace: SpanContext | None = None,
+    ) -> Inference:
         """Queue one image [h, w, 3] for a model and wait for its scores.
 
         Args:
@@ -100,13 +117,14 @@ class Device:
             pixels: Preprocessed for the model.
             lane: Whose turns it takes.
             deadline: On the monotonic clock, in seconds; if the image's turn comes later, it is not run.
+            trace: The image's span, if it is traced.
 
         Raises:
             ImageError: `model_failed`, saying what the model raised; `model_not_found`; `deadline_exceeded`;
                 `internal` at shutdown.
         """
         future: asyncio.Future[Inference] = asyncio.get_running_loop().create_future()
-        waiting = Waiting(pixels, time.monotonic(), future, deadline)
+        waiting = Waiting(pixels, time.monotonic(), future, deadline, trace)
         with self._ready:
             if self._closed:
                 raise ImageError(ErrorCode.INTERNAL, "the worker is shutting down")
@@ -117,6 +135,25 @@ class Device:
             if self._idle:
                 self._ready.notify()
         return await future
+
+    async def compare(self, model: str, pixels: Pixels, deadline: float) -> Inference | None:
+        """Run one image [h, w, 3] only if nothing else waits for the device; None if that was not so until `deadline`.
+
+        Raises:
+            ImageError: As for `infer`.
+        """
+        future: asyncio.Future[Inference] = asyncio.get_running_loop().create_future()
+        waiting = Waiting(pixels, time.monotonic(), future, deadline)
+        with self._ready:
+            if self._closed or not self._backlog.add_spare(model, waiting):
+                return None
+            if self._idle:
+                self._ready.notify()
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await future
+        except TimeoutError:
+            return None
 
     def busy_seconds(self) -> float:
         """How long the forward pass that runs now has been running; 0 when idle."""
@@ -175,6 +212,13 @@ class Device:
         with self._ready:
             self._backlog.open(model, sizes)
 
+    def _unload(self, model: str) -> None:
+        forward = self._forwards.pop(model)
+        with self._ready:
+            self._backlog.close(model)
+            self._answer_dropped()
+        forward.close()
+
     def _run(self, batch: Batch) -> None:
         self._running = self._forwards[batch.model]
         started = time.monotonic()
@@ -188,9 +232,10 @@ class Device:
         seconds = time.monotonic() - started
         self._backlog.charge(batch, seconds)
         DEVICE_SECONDS.labels(batch.model).inc(seconds)
-        forward_ms = seconds * MS_PER_S
+        ran_ms = seconds * MS_PER_S
+        span = None if self._tracing is None else _trace(self._tracing, batch, started, seconds)
         _settle([
-            (w.future, r if isinstance(r, ImageError) else Inference(r, (started - w.since) * MS_PER_S, forward_ms))
+            (w.future, r if isinstance(r, ImageError) else Inference(r, MS_PER_S * (started - w.since), ran_ms, span))
             for w, r in zip(batch.images, results, strict=True)
         ])  # fmt: skip
 
@@ -208,6 +253,13 @@ class Device:
         for model, waiting in self._backlog.dropped():
             DROPPED_IMAGES.labels(model, "abandoned" if waiting.future.done() else "deadline").inc()
             _settle([(waiting.future, ImageError(ErrorCode.DEADLINE_EXCEEDED))])
+
+
+def _trace(tracing: Tracing, batch: Batch, started: float, seconds: float) -> SpanContext | None:
+    traced = [waiting.trace for waiting in batch.images if waiting.trace is not None]
+    if not traced:
+        return None
+    return tracing.batch(batch.model, batch.reason, traced, len(batch.images), started, started + seconds)
 
 
 def _settle(answers: Sequence[_Answer]) -> None:

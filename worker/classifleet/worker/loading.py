@@ -1,70 +1,134 @@
-"""Loading and warming the models of a worker, on its device thread, and how far that is."""
+"""Loading one model onto the device: tuned and at leisure before the worker is ready, or while others run.
+
+at start:       device thread: tune (or what is kept) ─► load ─► warm
+while serving:  a thread of its own: load as it was tuned before ─► device thread, between batches: warm, step by step
+"""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, Final, TypeVar
 
+import numpy as np
 import structlog
 
 from classifleet.config import ModelError, Settings
-from classifleet.worker.batching import Device, ModelSlot
+from classifleet.worker.device import Device, ModelSlot
 from classifleet.worker.exits import EXIT_UNUSABLE
-from classifleet.worker.instruments import MODEL_INFO, MODEL_LOAD
-from classifleet.worker.models import ModelDescription, Repository, open_repository
-from classifleet.worker.models.tuned import load_tuned
+from classifleet.worker.instruments import MAX_BATCH, MODEL_INFO, MODEL_LOAD
+from classifleet.worker.memory import resident_bytes
+from classifleet.worker.models import Backend, ModelDescription, Repository
+from classifleet.worker.models.backend import WARM_RUNS, pads
+from classifleet.worker.models.tuned import TunedModel, compared, load_tuned
+from classifleet.worker.versions import State
 
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
+_NOT_TUNED: Final = {"tune_seconds": 0.0}  # while images are classified, measurements would be of a busy machine
 
 
 class ModelLoader:
-    """Loads the models that the settings name.
+    """Loads models onto a device, one at a time.
+
+    Args:
+        settings: `device`, `precision`, `tune_seconds`, `model_load_seconds` and so on.
+        device: Runs them.
+        told: Hears how far a model is: `loading`, then `warming`.
 
     Attributes:
-        progress: By model with version: `waiting`, `loading`, `warming` or `ready`.
+        decode_threads: That go best with the models; 0 where that was not measured.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, device: Device, told: Callable[[str, State], None]) -> None:
         self._settings = settings
-        self.progress: dict[str, str] = {}
+        self._device = device
+        self._told = told
+        self._shown: dict[str, tuple[str, ...]] = {}
+        self.decode_threads = 0
 
-    def load(self, device: Device) -> dict[str, ModelDescription]:
-        """Load all of them; blocks until the last is warm.
+    def load(self, repository: Repository, description: ModelDescription, *, serving: bool) -> int:
+        """Load and warm a model; returns when it can be asked.
+
+        Args:
+            repository: Where it lives.
+            description: Its description.
+            serving: Whether other models are at work. Then it is not tuned, and a model that hangs is given up; else
+                the process ends.
+
+        Returns:
+            Its size in memory, about: what the process, or torch on the GPU, took more than before; at least that of
+            its file.
 
         Raises:
-            ModelError: There is none, or one cannot be loaded.
+            Exception: It cannot be loaded, or does not run. Nothing of it stays.
         """
-        settings = self._settings
-        place = device_name(settings.device)
-        repository = open_repository(settings.model_repository, settings)
-        names = _wanted(repository, settings.models)
-        self.progress = dict.fromkeys(names, "waiting")
-        described = {}
-        for name in names:
-            with _bounded(name, settings.model_load_seconds):
-                self.progress[name] = "loading"
-                described[name] = repository.describe(name)
-                device.load(name, partial(self._load, repository, described[name], place))
-        return described
-
-    def _load(self, repository: Repository, description: ModelDescription, place: str) -> ModelSlot:
-        """Load and warm a model; runs on the device thread."""
-        name = description.key
         start = time.monotonic()
-        loaded = load_tuned(repository, name, self._settings, place)
-        backend, max_batch = loaded.backend, loaded.max_batch
-        self.progress[name] = "warming"
-        backend.warm([size for size in description.batch.buckets if size <= max_batch])
-        seconds = time.monotonic() - start
-        MODEL_LOAD.labels(name).observe(seconds)
-        MODEL_INFO.labels(name, description.sha256[:12], backend.name, place).set(1)
-        self.progress[name] = "ready"
-        log.info("model ready", model=name, backend=backend.name, device=place, seconds=round(seconds, 2))
-        return ModelSlot(backend, max_batch)
+        place = device_name(self._settings.device)
+        before = _used(place)
+        self._told(description.key, "loading")
+        how = self._beside if serving else self._alone
+        loaded = how(repository, description, place)
+        size = max(_used(place) - before, (repository.folder(description.key) / "model.pt").stat().st_size)
+        self.decode_threads = max(self.decode_threads, loaded.decode_threads)  # so that none of the models starves
+        self._show(description, loaded, place, time.monotonic() - start)
+        return size
+
+    def unload(self, key: str) -> None:
+        """Take a model off the device. Nothing may wait for it."""
+        self._device.unload(key)
+        MAX_BATCH.remove(key)
+        if labels := self._shown.pop(key, None):
+            MODEL_INFO.remove(*labels)
+        log.info("model unloaded", model=key)
+
+    def _alone(self, repository: Repository, description: ModelDescription, place: str) -> TunedModel:
+        key = description.key
+
+        def load() -> TunedModel:
+            loaded = load_tuned(repository, key, self._settings, place)
+            self._told(key, "warming")
+            loaded.backend.warm(_sizes(description, loaded))
+            return loaded
+
+        with _bounded(key, self._settings.model_load_seconds):
+            loaded: TunedModel = self._device.call(load)
+            self._device.load(key, partial(_slot, description, loaded))
+        return loaded
+
+    def _beside(self, repository: Repository, description: ModelDescription, place: str) -> TunedModel:
+        key, settings = description.key, self._settings.model_copy(update=_NOT_TUNED)
+        loaded = _aside(partial(load_tuned, repository, key, settings, place), key, settings.model_load_seconds)
+        self._told(key, "warming")
+        try:
+            for step in _steps(loaded.backend, description, _sizes(description, loaded)):
+                self._device.call(step)
+            self._device.load(key, partial(_slot, description, loaded))
+        except Exception:
+            self._device.call(loaded.backend.close)
+            raise
+        return loaded
+
+    def _show(self, description: ModelDescription, loaded: TunedModel, place: str, seconds: float) -> None:
+        key, backend = description.key, loaded.backend
+        speedup, agreement = compared(loaded.tuning)
+        MODEL_LOAD.labels(key).observe(seconds)
+        self._shown[key] = (key, description.sha256[:12], backend.name, place, speedup, agreement)
+        MODEL_INFO.labels(*self._shown[key]).set(1)
+        log.info(
+            "model ready",
+            model=key,
+            backend=backend.name,
+            device=place,
+            speedup=speedup or None,
+            agreement=agreement or None,
+            seconds=round(seconds, 2),
+        )
 
 
 def device_name(setting: str) -> str:
@@ -81,21 +145,57 @@ def device_name(setting: str) -> str:
     return ("cuda" if available else "cpu") if setting == "auto" else setting
 
 
-def latest_versions(names: list[str]) -> Mapping[str, str]:
-    """Name to highest loaded version."""
-    by_version = sorted((name.partition("@") for name in names), key=lambda parts: int(parts[2]))
-    return {name: version for name, _, version in by_version}
+def _sizes(description: ModelDescription, loaded: TunedModel) -> tuple[int, ...]:
+    """The sizes of batches that a model is warmed with."""
+    return (*(size for size in description.batch.buckets if size < loaded.max_batch), loaded.max_batch)
 
 
-def _wanted(repository: Repository, names: list[str]) -> list[str]:
-    """The models to load, with versions: those named, or the latest version of each in the repository."""
-    wanted = names or sorted({name.partition("@")[0] for name in repository.list()})
-    if not wanted:
-        raise ModelError(
-            f"there is no model in {repository.path}: "
-            "run `classifleet models build imagenet`, or `classifleet models add`"
-        )
-    return [repository.resolve(name) for name in wanted]
+def _slot(description: ModelDescription, loaded: TunedModel) -> ModelSlot:
+    sizes = _sizes(description, loaded)
+    return ModelSlot(loaded.backend, loaded.max_batch, sizes if pads(loaded.backend) else ())
+
+
+def _steps(backend: Backend, description: ModelDescription, sizes: tuple[int, ...]) -> Iterator[Callable[[], Any]]:
+    """What `Backend.warm` does, in steps between which others run; a size that is compiled or captured is one step."""
+    for size in sizes:
+        if pads(backend):
+            yield partial(backend.warm, (size,))
+            continue
+        pixels = np.zeros((size, *description.input.size, 3), np.uint8)
+        for _ in range(WARM_RUNS):
+            yield partial(backend.run, pixels)
+
+
+def _used(place: str) -> int:
+    """Memory that is taken now, in bytes."""
+    if place == "cpu":
+        return resident_bytes() or 0
+    import torch
+
+    return int(torch.cuda.memory_reserved(place))
+
+
+def _aside(work: Callable[[], T], key: str, seconds: float) -> T:
+    """Work on a thread that ends with it: one that lived on would keep its OpenMP team (see `Device`).
+
+    Raises:
+        Exception: What the work raises.
+        ModelError: It took too long. Its thread is left alone.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - carried over to the thread that waits
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, name="classifleet-load", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise ModelError(f"model {key} was not loaded within {seconds:g} s (model_load_seconds)")
+    return done.result()
 
 
 @contextmanager

@@ -1,18 +1,28 @@
-"""Logging: readable on a terminal, JSON elsewhere; an outage is two lines, however long it takes."""
+"""Logging: readable on a terminal, JSON elsewhere; an outage is two lines, however long it takes.
+
+Whatever is said, by us or by a library, goes through one handler, and what it must not say is taken out there
+(`scrubbing.py`). Libraries are heard from level warning on, however talkative we are.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import warnings
+from collections.abc import Sequence
+from types import TracebackType
 from typing import Any, Final
 
 import structlog
 from celery.exceptions import CPendingDeprecationWarning
 
-from classifleet.config import Settings
+from classifleet.config import Record, Settings
+from classifleet.ledger import Lease
 from classifleet.worker.outages import Outages
+from classifleet.worker.scrubbing import scrub_event
 
+log = structlog.get_logger(__name__)
 # Lines of Celery and kombu that come once for each try, or for each message that was at work.
 _CONNECTION_LINES: Final = ("consumer: Cannot connect", "consumer: Connection to broker lost")
 _LOGGERS: Final = ("celery.worker.consumer.consumer", "celery.worker.request", "celery.app.trace")
@@ -31,6 +41,7 @@ def configure(settings: Settings) -> None:
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
@@ -50,17 +61,41 @@ def configure(settings: Settings) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info if not console else _keep,
+                structlog.processors.format_exc_info,
+                scrub_event,
                 renderer,
             ],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
     level = getattr(logging, settings.log_level.upper())
+    root.setLevel(max(level, logging.WARNING))
     logging.getLogger("classifleet").setLevel(level)
-    logging.getLogger("celery").setLevel(max(level, logging.WARNING))
+    logging.captureWarnings(capture=True)
+    sys.excepthook = _uncaught
+    threading.excepthook = lambda died: _uncaught(died.exc_type, died.exc_value, died.exc_traceback)
+
+
+def log_chunk(lease: Lease, queue: str, records: Sequence[Record], outcome: str, seconds: float) -> None:
+    """One line for a chunk that is done, and on level debug one for each image."""
+    ids = {"job": lease.job, "chunk": lease.chunk}
+    log.info(
+        "chunk",
+        **ids,
+        queue=queue,
+        images=len(records),
+        failed=sum("error" in record for record in records),
+        attempt=lease.attempt,
+        outcome=outcome,
+        seconds=round(seconds, 3),
+    )
+    if not logging.getLogger(__name__).isEnabledFor(logging.DEBUG):
+        return
+    for record in records:
+        code = record["error"]["code"] if "error" in record else None
+        timings = record["timings_ms"]
+        log.debug("image", **ids, id=record["id"], status=record["status"], code=code, timings_ms=timings)
 
 
 def quiet(outages: Outages) -> None:
@@ -88,5 +123,7 @@ class _Quiet(logging.Filter):
         return " reject requeue=True: " not in message
 
 
-def _keep(_: Any, __: str, event: Any) -> Any:
-    return event
+def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    if error is None or not issubclass(kind, Exception):  # Ctrl-C
+        return
+    structlog.get_logger(__name__).critical("not caught", exc_info=(kind, error, trace))

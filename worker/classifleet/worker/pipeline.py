@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import structlog
 from prometheus_client import Histogram
@@ -31,21 +31,23 @@ from classifleet.config import (
     Timings,
     parse_reference,
 )
-from classifleet.config.reference import Reference
 from classifleet.ledger import Lease
-from classifleet.worker.answers import answer, failed_answer
+from classifleet.worker.answers import common_error, failed_answer, model_answer
+from classifleet.worker.cache import ContentCache, Known, Plan
 from classifleet.worker.decode import DecodeLimits, prepare
 from classifleet.worker.device import Device
-from classifleet.worker.ingest import image_memory
-from classifleet.worker.instruments import STAGE_DURATION
+from classifleet.worker.ingest import Fetch, ImageMemory, image_memory
+from classifleet.worker.instruments import STAGE_DURATION, observe
 from classifleet.worker.lanes import LaneExecutor, LaneSlots
 from classifleet.worker.models import ModelDescription
 from classifleet.worker.models.description import Preprocess
-from classifleet.worker.queues import Inference, Pixels
+from classifleet.worker.queues import Pixels, Scores
 from classifleet.worker.records import make_record
 from classifleet.worker.sandbox import Sandbox
 from classifleet.worker.sandbox_child import Prepare
-from classifleet.worker.stages import Limit
+from classifleet.worker.shadow import Shadow
+from classifleet.worker.stages import Limit, note_slowest
+from classifleet.worker.tracing import ChunkTrace, ImageTrace
 from classifleet.worker.waiting import WaitingChunk, WaitingImage, WaitingRoom
 
 log = structlog.get_logger(__name__)
@@ -54,26 +56,10 @@ SUSPECT_DEATHS: Final = 2
 """A chunk whose workers died so often is done image by image, and decoded in a sandbox unless that is turned off."""
 PREDICTION_BYTES: Final = 256  # of a class in a finished record, in memory
 # Found once: looking a metric up by its label costs as much as observing it.
-_FETCH, _DECODE, _BATCH_WAIT, _FORWARD = map(STAGE_DURATION.labels, ("fetch", "decode", "batch_wait", "forward"))
+_FETCH, _DECODE = map(STAGE_DURATION.labels, ("fetch", "decode"))
 _NO_DEADLINE: Final = nullcontext()
 
 Mark = Callable[[str], Awaitable[None]]
-
-
-class Fetch(Protocol):
-    """Where image bytes come from; see `ingest.Fetcher`."""
-
-    async def fetch(
-        self,
-        reference: Reference,
-        *,
-        job: str,
-        chunk: str,
-        deadline_seconds: float | None,
-        lane: Lane,
-        slow: Callable[[bool], None],
-    ) -> bytes:
-        """The image's bytes, or an `ImageError`; `slow` hears whether a stranger keeps us waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +75,11 @@ class _Chunk:
     """Those that are asked for and are here."""
     specs: Mapping[str, Preprocess]
     """Of the models, by digest."""
+    trace: ChunkTrace | None
+    trace_id: str
+    """Empty without a trace."""
+    cached: Plan | None
+    """Of the models those with a content cache; None if there are none."""
 
     @property
     def suspect(self) -> bool:
@@ -110,10 +101,17 @@ class _Image:
 
     item: Item
     waits: WaitingImage
+    data: bytes = b""
+    """From fetch to decode."""
+    sha256: str = ""
+    """Of the data, if it is known before it is decoded."""
+    scores: dict[str, Scores] | None = None
+    """By model, where they are to be cached."""
     timings: Timings = field(default_factory=Timings)
     info: ImageInfo | None = None
     answers: dict[str, ModelAnswer] = field(default_factory=dict)
     error: ImageError | None = None
+    trace: ImageTrace | None = None
 
 
 class Pipeline:
@@ -131,6 +129,9 @@ class Pipeline:
         sandbox: Required unless isolation is `never`.
         room: Where chunks go that have nothing to do but wait for strangers; None for nowhere.
         decode_seconds: Of one image, at most, its wait for a thread included.
+        cache: Knows pictures that were classified before; None does without.
+        why_not: What to say of a model that is not among them.
+        shadow: Compares versions; None for nothing.
     """
 
     def __init__(
@@ -147,9 +148,16 @@ class Pipeline:
         sandbox: Sandbox | None = None,
         room: WaitingRoom | None = None,
         decode_seconds: float = 120.0,
+        cache: ContentCache | None = None,
+        why_not: Callable[[str], ImageError] = lambda name: ImageError(
+            ErrorCode.MODEL_NOT_FOUND, f"this worker has no model {name!r}"
+        ),
+        shadow: Shadow | None = None,
     ) -> None:
         self._fetcher = fetcher
         self._models = models
+        self._why_not = why_not
+        self._shadow = shadow
         self._device = device
         self._decode_pool = decode_pool
         self._limits = limits
@@ -161,8 +169,16 @@ class Pipeline:
         self._sandbox = sandbox
         self._room = room or WaitingRoom(0)
         self._decode_limit = Limit("decode", decode_seconds)
+        self._cache = cache
 
-    async def classify(self, payload: Payload, lease: Lease, lane: Lane, mark: Mark | None = None) -> list[Record]:
+    async def classify(
+        self,
+        payload: Payload,
+        lease: Lease,
+        lane: Lane,
+        mark: Mark | None = None,
+        trace: ChunkTrace | None = None,
+    ) -> list[Record]:
         """One record for each of the chunk's images, in their order.
 
         Args:
@@ -171,11 +187,12 @@ class Pipeline:
             lane: That it came by.
             mark: Of a suspect chunk, awaited with the id of each image before that is touched, and with an empty one
                 when none is touched any more.
+            trace: Gets the spans of the images.
 
         Raises:
             Exception: What `mark` raises; the chunk is left as it is.
         """
-        chunk = self._chunk(payload, lease, lane)
+        chunk = self._chunk(payload, lease, lane, trace)
         waits = WaitingChunk(self._room, lane, len(payload.items), self._held_bytes(chunk))
         images = [_Image(item, waits.image()) for item in payload.items]
         try:
@@ -189,12 +206,15 @@ class Pipeline:
             waits.close()
         return _records(images, chunk, self._worker)
 
-    def _chunk(self, payload: Payload, lease: Lease, lane: Lane) -> _Chunk:
+    def _chunk(self, payload: Payload, lease: Lease, lane: Lane, trace: ChunkTrace | None) -> _Chunk:
         began = time.monotonic()
         deadline = math.inf if lease.left_ms is None else began + lease.left_ms / MS_PER_S
         models = {name: self._models[name] for name in lease.models if name in self._models}
         specs = {model.preprocess.digest: model.preprocess for model in models.values()}
-        return _Chunk(payload, lease, lane, began, deadline, models, specs)
+        trace_id = "" if trace is None else trace.trace_id
+        # A suspect's images are looked at themselves, and wait for nobody.
+        cached = None if self._cache is None or lease.deaths >= SUSPECT_DEATHS else self._cache.plan(models)
+        return _Chunk(payload, lease, lane, began, deadline, models, specs, trace, trace_id, cached)
 
     async def _one_by_one(self, images: list[_Image], chunk: _Chunk, mark: Mark | None) -> None:
         """Alone, so that a death convicts the marked image and no other."""
@@ -216,6 +236,8 @@ class Pipeline:
         return 2 * len(chunk.lease.payload) + len(chunk.payload.items) * classes * PREDICTION_BYTES
 
     async def _one(self, image: _Image, chunk: _Chunk) -> None:
+        if chunk.trace is not None:
+            image.trace = chunk.trace.image(image.item)
         try:
             async with chunk.time_limit():
                 await self._stages(image, chunk)
@@ -227,14 +249,17 @@ class Pipeline:
             log.exception("image failed", job=chunk.payload.job, chunk=chunk.payload.chunk, id=image.item.id)
             image.error = ImageError(ErrorCode.INTERNAL, f"{type(error).__name__}; see the worker's log")
         finally:
+            image.data = b""
             image.waits.done()
+            if image.trace is not None:
+                image.trace.end(image.error)
 
     async def _stages(self, image: _Image, chunk: _Chunk) -> None:
-        _require_models(image, chunk)
+        _require_models(image, chunk, self._why_not)
         reference = parse_reference(image.item.ref)
         with image_memory() as memory:  # what arrives counts against the fetcher's memory until it is decoded
-            start = time.monotonic()
-            data = await self._fetcher.fetch(
+            start = _begin("fetch", image)
+            image.data = await self._fetcher.fetch(
                 reference,
                 job=chunk.payload.job,
                 chunk=chunk.payload.chunk,
@@ -242,52 +267,84 @@ class Pipeline:
                 lane=chunk.lane,
                 slow=image.waits,
             )
-            image.timings["fetch"] = _observe(_FETCH, start)
-            async with self._decoded.held(chunk.lane):
-                start = time.monotonic()
-                decoding = self._decode_pool.submit(chunk.lane, self._prepare(chunk), data, chunk.specs, self._limits)
-                decoded = await self._decode_limit.of(decoding)
-                image.info, pixels = decoded
-                image.timings["decode"] = _observe(_DECODE, start)
-                del data, decoding
-                memory.release()
-                inferences = [self._infer(image, name, pixels, chunk) for name in chunk.models]
-                await (inferences[0] if len(inferences) == 1 else asyncio.gather(*inferences))
+            image.timings["fetch"] = _done(_FETCH, start, image, chunk)
+            if self._cache is None or chunk.cached is None:
+                await self._work(image, chunk, chunk.models, memory)
+            else:
+                await self._recall(image, chunk, self._cache, chunk.cached, memory)
 
-    def _prepare(self, chunk: _Chunk) -> Prepare:
+    async def _recall(
+        self, image: _Image, chunk: _Chunk, cache: ContentCache, plan: Plan, memory: ImageMemory
+    ) -> None:
+        """Take from the cache what it has, and work for the rest."""
+        digest = await cache.digest(image.data, chunk.lane)
+        image.sha256, size_bytes = digest.hex(), len(image.data)
+        async with cache.turn(digest, plan, chunk.lane, chunk.deadline) as turn:
+            known = turn.known
+            if known is None:
+                image.scores = {}
+                await self._work(image, chunk, chunk.models, memory)
+                if image.info is not None and image.scores.keys() >= set(plan.models):
+                    turn.found = Known.of(image.info, image.scores)
+                return
+        image.info = known.info(size_bytes, image.sha256)
+        for name, scores in known.scores.items():
+            image.answers[name] = model_answer(chunk.models[name], scores, chunk.payload.options)
+        if rest := [name for name in chunk.models if name not in plan.models]:
+            await self._work(image, chunk, rest, memory)
+
+    async def _work(self, image: _Image, chunk: _Chunk, models: Iterable[str], memory: ImageMemory) -> None:
+        async with self._decoded.held(chunk.lane):
+            start = _begin("decode", image)
+            prepare = self._prepare(image, chunk)
+            decoding = self._decode_pool.submit(chunk.lane, prepare, image.data, chunk.specs, self._limits)
+            decoded = await self._decode_limit.of(decoding)
+            image.info, pixels = decoded
+            image.timings["decode"] = _done(_DECODE, start, image, chunk)
+            image.data = b""
+            del decoding
+            memory.release()
+            inferences = [self._infer(image, name, pixels, chunk) for name in models]
+            await (inferences[0] if len(inferences) == 1 else asyncio.gather(*inferences))
+
+    def _prepare(self, image: _Image, chunk: _Chunk) -> Prepare:
         if self._sandbox is None or not (chunk.suspect or self._isolation == "always"):
-            return prepare
+            return partial(prepare, sha256=image.sha256) if image.sha256 else prepare
         return partial(self._sandbox.prepare, alone=chunk.suspect)
 
     async def _infer(self, image: _Image, name: str, pixels: Mapping[str, Pixels], chunk: _Chunk) -> None:
         model = chunk.models[name]
+        start = time.monotonic()
+        traced = None if image.trace is None else image.trace.context
         try:
-            inference = await self._device.infer(name, pixels[model.preprocess.digest], chunk.lane, chunk.deadline)
+            inference = await self._device.infer(
+                name, pixels[model.preprocess.digest], chunk.lane, chunk.deadline, traced
+            )
         except ImageError as error:
             image.answers[name] = failed_answer(error)
+            if image.trace is not None:
+                image.trace.failed(name, start, error)
             return
-        _note_slowest(image.timings, inference)
-        image.answers[name] = answer(
-            inference.scores,
-            model.labels,
-            digest=model.sha256,
-            kind=model.output.kind,
-            threshold=model.output.threshold,
-            options=chunk.payload.options,
-        )
+        if image.trace is not None:
+            image.trace.inferred(name, start, inference)
+        note_slowest(image.timings, inference, chunk.trace_id)
+        image.answers[name] = model_answer(model, inference.scores, chunk.payload.options)
+        if self._shadow is not None:
+            self._shadow.offer(name, pixels, inference.scores)
+        if image.scores is not None:
+            image.scores[name] = inference.scores
 
 
-def _require_models(image: _Image, chunk: _Chunk) -> None:
+def _require_models(image: _Image, chunk: _Chunk, why_not: Callable[[str], ImageError]) -> None:
     """Answer for the models that are not here, unless there are no others."""
     names = chunk.lease.models
     if len(chunk.models) == len(names):
         return
     for name in names:
         if name not in chunk.models:
-            error = ImageError(ErrorCode.MODEL_NOT_FOUND, f"this worker has no model {name!r}")
-            image.answers[name] = failed_answer(error)
+            image.answers[name] = failed_answer(why_not(name))
     if not chunk.models:
-        raise ImageError(ErrorCode.MODEL_NOT_FOUND, f"this worker has none of {', '.join(names)}")
+        raise why_not(names[0])
 
 
 def _records(images: Iterable[_Image], chunk: _Chunk, worker: str) -> list[Record]:
@@ -302,7 +359,7 @@ def _record(image: _Image, chunk: _Chunk, worker: str, total_ms: float, finished
     answers = {name: image.answers[name] for name in lease.models if name in image.answers}  # in the request's order
     answered = [a["status"] == "ok" for a in answers.values()]
     if image.error is None and not any(answered):
-        image.error = _common_error(answers.values())
+        image.error = common_error(answers.values())
     return make_record(
         image.item,
         chunk.payload,
@@ -324,22 +381,16 @@ def _poison(lease: Lease) -> ImageError:
     )
 
 
-def _common_error(answers: Iterable[ModelAnswer]) -> ImageError:
-    """What to say of an image that no model answered: the first model's error."""
-    info = next(a["error"] for a in answers)
-    return ImageError(ErrorCode(info["code"]), info["message"])
+def _begin(stage: str, image: _Image) -> float:
+    start = time.monotonic()
+    if image.trace is not None:
+        image.trace.begin(stage, start)
+    return start
 
 
-def _observe(stage: Histogram, start: float) -> float:
-    seconds = time.monotonic() - start
-    stage.observe(seconds)
-    return seconds * MS_PER_S
-
-
-def _note_slowest(timings: Timings, inference: Inference) -> None:
-    """With several models the record carries the slowest; the histograms get each."""
-    _BATCH_WAIT.observe(inference.wait_ms / MS_PER_S)
-    _FORWARD.observe(inference.forward_ms / MS_PER_S)
-    if inference.forward_ms + inference.wait_ms > timings.get("batch_wait", 0.0) + timings.get("forward", 0.0):
-        timings["batch_wait"] = inference.wait_ms
-        timings["forward"] = inference.forward_ms
+def _done(stage: Histogram, start: float, image: _Image, chunk: _Chunk) -> float:
+    end = time.monotonic()
+    observe(stage, end - start, chunk.trace_id)
+    if image.trace is not None:
+        image.trace.done(end)
+    return (end - start) * MS_PER_S

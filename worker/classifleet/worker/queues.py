@@ -9,10 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
 
 AGEING_SECONDS: Final = 5.0
 """An image goes before all that come later than this after it, however near their deadlines are."""
@@ -22,11 +25,15 @@ Scores = NDArray[np.float32]
 
 
 class Inference(NamedTuple):
-    """One model's scores [num_classes] for one image, and how long it waited and ran, in milliseconds."""
+    """One model's scores [num_classes] for one image, and how long it waited and ran, in milliseconds.
+
+    `batch` is the span of the forward pass, if an image of it is traced.
+    """
 
     scores: Scores
     wait_ms: float
     forward_ms: float
+    batch: SpanContext | None = None
 
 
 @dataclass(slots=True)
@@ -37,6 +44,7 @@ class Waiting:
     since: float
     future: asyncio.Future[Inference]
     deadline: float = math.inf
+    trace: SpanContext | None = None
 
 
 def due(since: float, deadline: float) -> float:
@@ -95,6 +103,11 @@ class Queue:
                 self._drop(waiting)
         return batch
 
+    def clear(self) -> None:
+        """Drop all."""
+        while self:
+            self._drop(self._pop())
+
     def _first(self) -> Waiting:
         if self._hurries():
             return self._in_a_hurry[0][2]
@@ -110,3 +123,38 @@ class Queue:
             return bool(self._in_a_hurry)
         first = self._in_order[0]
         return self._in_a_hurry[0][0] < due(first.since, first.deadline)
+
+
+class SpareQueue:
+    """Images of any model that are run only while no other waits, as they came. Not safe across threads.
+
+    Args:
+        most: Images that may wait.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._images: deque[tuple[str, Waiting]] = deque()
+
+    def add(self, model: str, waiting: Waiting) -> bool:
+        """Queue an image; false if too many wait."""
+        room = len(self._images) < self._most
+        if room:
+            self._images.append((model, waiting))
+        return room
+
+    def take(self, most: int, now: float) -> list[tuple[str, Waiting]]:
+        """Up to so many images of the model whose image has waited for the longest; forgets what is too late."""
+        batch: list[tuple[str, Waiting]] = []
+        while self._images and len(batch) < most:
+            model, waiting = self._images[0]
+            if batch and model != batch[0][0]:
+                break
+            self._images.popleft()
+            if waiting.deadline > now and not waiting.future.done():
+                batch.append((model, waiting))
+        return batch
+
+    def forget(self, model: str) -> None:
+        """Drop the images of a model."""
+        self._images = deque(pair for pair in self._images if pair[0] != model)

@@ -18,6 +18,7 @@ from classifleet.ledger import Ledger, SyncRunner, WorkerFigures, WorkerInfo
 
 log = structlog.get_logger(__name__)
 INTERVAL_SECONDS: Final = 10.0
+CLOSE_SECONDS: Final = 1.0
 
 
 class Roster:
@@ -26,28 +27,47 @@ class Roster:
     def __init__(self, ledger: Ledger, runner: SyncRunner) -> None:
         self._ledger = ledger
         self._runner = runner
-        self._closed = threading.Event()
+        self._closed = False
+        self._news = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def start(
         self,
         owner: str,
         *,
         pools: tuple[str, ...] = (),
-        models: tuple[str, ...] = (),
+        models: Callable[[], tuple[str, ...]] = tuple,
         figures: Callable[[], WorkerFigures] = WorkerFigures,
     ) -> None:
         """Start the thread; a process without pools is an exporter. `figures` says what it has done."""
-        info = WorkerInfo(owner, pools, models, version("classifleet"))
-        threading.Thread(target=self._keep, args=(info, figures), name="classifleet-roster", daemon=True).start()
+        info = WorkerInfo(owner, pools, (), version("classifleet"))
+        self._thread = threading.Thread(
+            target=self._keep, args=(info, models, figures), name="classifleet-roster", daemon=True
+        )
+        self._thread.start()
+
+    def look(self) -> None:
+        """Have the thread say at once what this process has now."""
+        self._news.set()
 
     def close(self) -> None:
         """Have the thread strike this process off and end; not waited for, since a silent one is struck off anyway."""
-        self._closed.set()
+        self._closed = True
+        self._news.set()
 
-    def _keep(self, info: WorkerInfo, figures: Callable[[], WorkerFigures]) -> None:
-        while not self._closed.is_set():
-            self._tell(replace(info, figures=figures()))
-            self._closed.wait(INTERVAL_SECONDS)
+    def ended(self) -> None:
+        """Close, and wait a moment for the thread: the connection that it uses is closed next."""
+        self.close()
+        if self._thread is not None:
+            self._thread.join(CLOSE_SECONDS)
+
+    def _keep(
+        self, info: WorkerInfo, models: Callable[[], tuple[str, ...]], figures: Callable[[], WorkerFigures]
+    ) -> None:
+        while not self._closed:
+            self._tell(replace(info, models=models(), figures=figures()))
+            self._news.wait(INTERVAL_SECONDS)
+            self._news.clear()
         self._tell(info, gone=True)
 
     def _tell(self, info: WorkerInfo, *, gone: bool = False) -> None:

@@ -24,13 +24,16 @@ from classifleet.config import Keys, Settings
 from classifleet.config.celery_app import Publisher
 from classifleet.config.claims import Claims
 from classifleet.ledger import Ledger, Replicas, SyncRunner, connect, require_fit
-from classifleet.worker import logs, transport
+from classifleet.worker import logs, tracing, transport
+from classifleet.worker.cache import ContentCache
+from classifleet.worker.cache_shared import open_cache
 from classifleet.worker.chunks import ChunkRunner
 from classifleet.worker.commits import Committer
 from classifleet.worker.cores import usable_cores
 from classifleet.worker.decode import DecodeLimits
 from classifleet.worker.device import Device
 from classifleet.worker.drain import Drain
+from classifleet.worker.elsewhere import Elsewhere
 from classifleet.worker.exits import EXIT_DEVICE, EXIT_MEMORY, EXIT_OK
 from classifleet.worker.figures import Figures
 from classifleet.worker.health import Health, HealthServer
@@ -38,16 +41,18 @@ from classifleet.worker.ingest import Fetcher
 from classifleet.worker.intake import Intake
 from classifleet.worker.lanes import LaneExecutor
 from classifleet.worker.leases import LeaseKeeper
-from classifleet.worker.loading import ModelLoader, latest_versions
+from classifleet.worker.lending import Lender
 from classifleet.worker.memory import MemoryWatch, cgroup_limit, limit_bytes
-from classifleet.worker.models import ModelDescription
 from classifleet.worker.outages import Outages, WatchedRunner
 from classifleet.worker.pipeline import Pipeline
+from classifleet.worker.polling import Polling
 from classifleet.worker.probes import Pulse, Vitals, live
 from classifleet.worker.reconciler import Reconciler
 from classifleet.worker.roster import Roster
 from classifleet.worker.sandbox import Sandbox
 from classifleet.worker.sandbox_child import SandboxLimits
+from classifleet.worker.shadow import Shadow
+from classifleet.worker.shelf import Shelf
 from classifleet.worker.sink import Sinks
 from classifleet.worker.waiting import WaitingRoom
 
@@ -75,7 +80,8 @@ class Runtime:
         self.room = WaitingRoom(settings.chunks_waiting)
         self.drain = Drain(self, settings.drain_seconds)
         self._stack = ExitStack()
-        self._models = ModelLoader(settings)
+        self._shelf: Shelf | None = None
+        self._polling: Polling | None = None
         self._interrupt = threading.Event()
         self._state = "starting"
         self._exitcode = EXIT_OK
@@ -117,13 +123,14 @@ class Runtime:
         require_fit(runner.client, ledger.keys, url, ephemeral=settings.ephemeral)
 
         loop, pulse = self._start_loop()  # before the device, which answers to it until it is closed
-        device = Device(self._device_lost)
+        traced = self._start_tracing()
+        device = Device(self._device_lost, traced)
         self._stack.callback(device.close)
         device.start()
-        models = self._models.load(device)
+        shelf = self._start_shelf(device)
         _run_on(loop, fetcher.start())
         self._stack.callback(lambda: _run_on(loop, fetcher.close()))
-        pipeline = self._pipeline(fetcher, models, device)
+        pipeline = self._pipeline(fetcher, shelf, device, loop)
 
         leases = LeaseKeeper(ledger, runner, self.owner, settings.lease_seconds)
         self._stack.callback(leases.close)
@@ -132,14 +139,16 @@ class Runtime:
         self._stack.callback(publisher.close)
         sinks = Sinks(settings)
         self._roster = Roster(ledger, runner)
-        self._start_watches(ledger, runner, publisher, sinks)
+        self._stack.callback(self._roster.ended)
+        lender = Lender(shelf, Elsewhere(ledger, runner, self.owner), self.room, self.owner)
+        self._start_watches(ledger, runner, publisher, sinks, lender)
         self.chunks = ChunkRunner(
             settings=settings,
             ledger=ledger,
             runner=runner,
             owner=self.owner,
             leases=leases,
-            latest=latest_versions(list(models)),
+            lender=lender,
             pipeline=pipeline,
             loop=loop,
             sinks=sinks,
@@ -153,6 +162,7 @@ class Runtime:
                 interrupt=self._interrupt,
             ),
             interrupt=self._interrupt,
+            tracing=traced,
         )
         self._parts = _Parts(device, pulse, leases)
 
@@ -163,10 +173,11 @@ class Runtime:
         gc.collect()
         gc.freeze()  # what a worker begins with stays: to go through it again and again took a fifth of its own time
         if self._roster is not None:
-            models = tuple(sorted(self._models.progress))
             pools = tuple(self.settings.queues)
-            self._roster.start(self.owner, pools=pools, models=models, figures=Figures().take)
-        log.info("ready", worker=self.owner, models=sorted(self._models.progress))
+            self._roster.start(self.owner, pools=pools, models=self._ready_models, figures=Figures().take)
+        if self._polling is not None:
+            self._polling.start()
+        log.info("ready", worker=self.owner, models=self._ready_models())
 
     def close(self) -> None:
         """Release everything, in reverse order."""
@@ -182,13 +193,23 @@ class Runtime:
         return live(vitals, stuck_seconds=settings.stuck_seconds, chunk_seconds=settings.chunk_timeout_seconds)
 
     def ready(self) -> Health:
-        """Ready: models are warm and Celery consumes. The body shows how far loading is."""
-        body = {"state": self._state, "models": self._models.progress, "worker": self.owner}
+        """Ready: models are warm and Celery consumes. The body shows how far each is, and why one is not loaded."""
+        shelf = self._shelf
+        models = {} if shelf is None else shelf.progress()
+        problems = {} if shelf is None else shelf.problems()
+        body = {"state": self._state, "models": models, "worker": self.owner, "problems": problems}
         return Health(self._state == "ready", body)
+
+    def look_for_models(self) -> None:
+        """Look at the model repository now, and try again what failed; callable from a signal's handler."""
+        if self._polling is not None:
+            self._polling.now()
 
     def refuse(self) -> None:
         """Begin nothing more, and be not ready."""
         self._state = "draining"
+        if self._polling is not None:
+            self._polling.close()
         if self._roster is not None:
             self._roster.close()
         self.chunks.refuse()
@@ -250,26 +271,53 @@ class Runtime:
             away=self.outages.away(),
         )
 
-    def _pipeline(self, fetcher: Fetcher, models: dict[str, ModelDescription], device: Device) -> Pipeline:
+    def _ready_models(self) -> tuple[str, ...]:
+        return () if self._shelf is None else tuple(sorted(self._shelf.ready))
+
+    def _start_shelf(self, device: Device) -> Shelf:
+        shelf = self._shelf = Shelf(self.settings, device)
+        self._stack.callback(shelf.close)
+        shelf.fill()
+        self._polling = Polling(lambda told: shelf.look(again=told), shelf.tidy, self.settings.model_poll_seconds)
+        self._stack.callback(self._polling.close)
+        shelf.changed = self._models_changed
+        return shelf
+
+    def _models_changed(self) -> None:
+        if self._roster is not None:
+            self._roster.look()
+
+    def _pipeline(self, fetcher: Fetcher, shelf: Shelf, device: Device, loop: asyncio.AbstractEventLoop) -> Pipeline:
         settings = self.settings
         sandbox = self._sandbox()
-        decode_pool = LaneExecutor(settings.decode_threads or self._models.decode_threads or usable_cores(), "classifleet-decode")
+        decoders = settings.decode_threads or shelf.decode_threads or usable_cores()
+        decode_pool = LaneExecutor(decoders, "classifleet-decode")
         self._stack.callback(decode_pool.close)
+        limits = DecodeLimits(
+            max_pixels=settings.max_pixels, truncated=settings.truncated, exact=settings.decode_exact
+        )
         return Pipeline(
             fetcher=fetcher,
-            models=models,
+            models=shelf.ready,
+            why_not=shelf.why_not,
+            shadow=Shadow(settings.shadow, shelf.ready, device) if settings.shadow else None,
             device=device,
             decode_pool=decode_pool,
-            limits=DecodeLimits(
-                max_pixels=settings.max_pixels, truncated=settings.truncated, exact=settings.decode_exact
-            ),
+            limits=limits,
             isolation=settings.decode_isolation,
             sandbox=sandbox,
             decoded_in_flight=settings.decoded_in_flight,
             worker=self.owner,
             room=self.room,
             decode_seconds=settings.decode_timeout_seconds,
+            cache=self._cache(limits, loop),
         )
+
+    def _cache(self, limits: DecodeLimits, loop: asyncio.AbstractEventLoop) -> ContentCache | None:
+        cache = open_cache(self.settings, limits)
+        if cache is not None:
+            self._stack.callback(lambda: _run_on(loop, cache.close()))
+        return cache
 
     def _sandbox(self) -> Sandbox | None:
         settings = self.settings
@@ -280,8 +328,12 @@ class Runtime:
         self._stack.callback(sandbox.close)
         return sandbox
 
-    def _start_watches(self, ledger: Ledger, runner: SyncRunner, publisher: Publisher, sinks: Sinks) -> None:
-        reconciler = Reconciler(ledger, runner, publisher, sinks, self.settings, self.owner)
+    def _start_watches(
+        self, ledger: Ledger, runner: SyncRunner, publisher: Publisher, sinks: Sinks, lender: Lender
+    ) -> None:
+        reconciler = Reconciler(
+            ledger, runner, publisher, sinks, self.settings, self.owner, left_to_others=lender.left_to_others
+        )
         self._stack.callback(reconciler.close)
         reconciler.start()
         self.drain.start()
@@ -289,6 +341,14 @@ class Runtime:
             memory = MemoryWatch(limit, lambda: self.drain.request("memory", EXIT_MEMORY))
             self._stack.callback(memory.close)
             memory.start()
+
+    def _start_tracing(self) -> tracing.Tracing | None:
+        started = tracing.start(self.owner)
+        if started is None:
+            return None
+        traced, close = started
+        self._stack.callback(close)
+        return traced
 
     def _start_loop(self) -> tuple[asyncio.AbstractEventLoop, Pulse]:
         loop = asyncio.new_event_loop()

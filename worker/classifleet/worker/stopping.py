@@ -1,4 +1,4 @@
-"""The signals that end a worker: SIGTERM and Ctrl-C (SIGINT). See `drain.py` for what they do.
+"""The signals that end a worker: SIGTERM and Ctrl-C (SIGINT). See `drain.py` for what they do. SIGHUP ends nothing.
 
 What Celery (5.7) does by itself, and why it is not enough: it handles signals from the time when its pool starts,
 which is after our models are loaded; its warm shutdown waits without bound for the threads of its pool, and ignores a
@@ -26,6 +26,7 @@ def end_while_loading() -> None:
     """Until the worker consumes, end at once: nothing is at work yet."""
     for number in SIGNALS:
         signal.signal(number, _end)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the repository is looked at anyway
 
 
 def install(app: Celery, runtime: Runtime) -> None:
@@ -39,6 +40,7 @@ def install(app: Celery, runtime: Runtime) -> None:
             """Take the signals over."""
             for number in SIGNALS:
                 signal.signal(number, lambda number, _: runtime.drain.request(signal.Signals(number).name))
+            signal.signal(signal.SIGHUP, lambda *_: runtime.look_for_models())
 
         def stop(self, parent: Any) -> None:
             """There is nothing to stop."""

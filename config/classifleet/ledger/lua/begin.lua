@@ -42,6 +42,19 @@ local function pick()
     else put_aside(queue, first, next) end
   end
 end
+-- What `latest` is for a job: a version, or one of several with weights. The same for a job wherever it is asked.
+local function version_of(job, name)
+  local offer = latest[name]
+  if type(offer) ~= 'table' then return offer end
+  local left = 0
+  for _, share in ipairs(offer) do left = left + share[2] end
+  left = tonumber(string.sub(redis.sha1hex(job .. '/' .. name), 1, 8), 16) / 4294967296 * left
+  for _, share in ipairs(offer) do
+    left = left - share[2]
+    if left < 0 then return share[1] end
+  end
+  return offer[#offer][1]
+end
 even_when_full()
 if redis.call('EXISTS', P .. 'revoked:' .. grant) == 1 then return {'GONE'} end
 local c = granted(queue, grant) -- this very call was answered before, and the answer lost
@@ -66,13 +79,13 @@ redis.call('ZADD', queue_key(c.queue, 'leased'), now + tonumber(lease_ms), c.mem
 local models = models_of(c.job)
 for i, name in ipairs(models) do
   if not string.find(name, '@', 1, true) then
-    if latest[name] then redis.call('HSETNX', job_key(c.job), 'pin:' .. name, latest[name]) end
+    if latest[name] then redis.call('HSETNX', job_key(c.job), 'pin:' .. name, version_of(c.job, name)) end
     local version = redis.call('HGET', job_key(c.job), 'pin:' .. name)
     if version then models[i] = name .. '@' .. version end
   end
 end
-local held = redis.call('HMGET', c.key, 'payload', 'deadline_at', 'convicted', 'digest')
+local held = redis.call('HMGET', c.key, 'payload', 'deadline_at', 'convicted', 'digest', 'trace')
 local left = tonumber(held[2]) and tonumber(held[2]) - now
 return {(left and left <= 0) and 'EXPIRED' or 'RUN', c.job, c.chunk, held[1] or '', c.attempt, c.deaths,
   now - tonumber(c.queued_at), left and whole(left) or '', cjson.encode(models), held[3] or '[]',
-  held[4] or ''}
+  held[4] or '', held[5] or ''}

@@ -1,5 +1,6 @@
 -- header_json is '' when the job must exist already; chunk is '' when only the job is opened or sealed.
-local job, header, request, chunk, n, payload, digest, deadline_ms, window, seal, limit, room, share = unpack(ARGV)
+local job, header, request, chunk, n, payload, digest, deadline_ms, window, seal, limit, room, share,
+  trace = unpack(ARGV)
 local jk = job_key(job)
 local known = redis.call('HMGET', jk, 'digest', 'state', 'queued', 'queue', 'finished_at')
 local given = header ~= '' and cjson.decode(header) or {}
@@ -60,6 +61,7 @@ if outcome == 'NEW' then
   redis.call('HSET', ck, 'payload', payload, 'digest', digest, 'n', n, 'state', 'queued', 'attempt', 0,
     'deaths', 0, 'queued_at', now, 'room', room)
   if deadline_ms ~= '' then redis.call('HSET', ck, 'deadline_at', now + tonumber(deadline_ms)) end
+  if trace ~= '' then redis.call('HSET', ck, 'trace', trace) end
   enqueue({job = job, chunk = chunk, member = job .. '/' .. chunk, queue = queue, n = tonumber(n), queued_at = now})
   redis.call('HINCRBY', jk, 'accepted', n)
   redis.call('HINCRBY', jk, 'chunks', 1)

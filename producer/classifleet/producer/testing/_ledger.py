@@ -52,6 +52,7 @@ class MemoryLedger(Ledger):
         limit: int = 0,
         room: int = 0,
         share: float = 0.0,
+        trace: str = "",
     ) -> Call[PutReply]:
         """See `Ledger.put`. Its memory has no end."""
         return _call(lambda: self.memory.put(job, header, request, payload, deadline_ms, window, limit, seal=seal))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -45,7 +45,10 @@ def each(things: Iterable[T], work: Callable[[T], object]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What all duties need. `is_worker` is false for an exporter, which has neither models nor, perhaps, a sink."""
+    """What all duties need. `is_worker` is false for an exporter, which has neither models nor, perhaps, a sink.
+
+    `left_to_others` says of models and a queue whether another worker must do what this one cannot.
+    """
 
     ledger: Ledger
     runner: SyncRunner
@@ -54,6 +57,7 @@ class Context:
     settings: Settings
     owner: str
     is_worker: bool = True
+    left_to_others: Callable[[Collection[str], str], bool] = lambda *_: False
     closing: threading.Event = field(default_factory=threading.Event)
     claims: Claims = field(init=False)
 

@@ -1,7 +1,8 @@
-"""Chunks that a worker did not understand: looked at again by every worker, since each may be a newer one."""
+"""Chunks that a worker did not understand, or has no models for: looked at again by every worker."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -17,7 +18,7 @@ PAGE: Final = 256
 
 
 class ParkedChunks:
-    """Unparks what this process understands; what is cancelled or too late gets its records.
+    """Unparks what this process can do; what is cancelled or too late gets its records.
 
     A page of each queue a round, so that many parked chunks are gone through in turns.
     """
@@ -52,9 +53,12 @@ class ParkedChunks:
                 unparked.append((job, chunk))
             elif code := _final(held, jobs[job], now_ms):
                 self._answer(job, jobs[job], chunk, held, code)
-            elif context.is_worker and understood(held):
+            elif context.is_worker and understood(held) and not self._left_to_others(jobs[job], queue):
                 unparked.append((job, chunk))
         self._unpark(queue, unparked)
+
+    def _left_to_others(self, job: Mapping[str, str], queue: str) -> bool:
+        return self._context.left_to_others(pinned(job), queue)
 
     def _answer(
         self, job: str, fields: Mapping[str, str], chunk: str, held: Mapping[str, str], code: ErrorCode
@@ -73,6 +77,15 @@ class ParkedChunks:
         if back:
             log.info("parked chunks are understood here; queued again", queue=queue, chunks=len(back))
             self._context.publish(queue, back)
+
+
+def pinned(job: Mapping[str, str]) -> list[str]:
+    """The models of a job, by its fields, with the versions that it was pinned to."""
+    try:
+        names = [str(name) for name in json.loads(job.get("models", ""))]
+    except (ValueError, TypeError):
+        return []
+    return [f"{name}@{job[f'pin:{name}']}" if f"pin:{name}" in job else name for name in names]
 
 
 def understood(held: Mapping[str, str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import structlog
@@ -41,8 +41,9 @@ class Reconciler:
         owner: str,
         *,
         is_worker: bool = True,
+        left_to_others: Callable[[Collection[str], str], bool] = lambda *_: False,
     ) -> None:
-        self.context = context = Context(ledger, runner, publisher, sinks, settings, owner, is_worker)
+        self.context = context = Context(ledger, runner, publisher, sinks, settings, owner, is_worker, left_to_others)
         self._duty = Duty(context, "reconciler")
         self._contact = leases.Contact(settings.lease_seconds)
         self._messages = LostMessages(context)

@@ -1,0 +1,379 @@
+"""Which models are here, and in what state: loaded at start, at first use, when they appear; unloaded when unused.
+
+          preloaded: waiting ─┐                     ┌─► ready ─► (evicted) lazy
+    lazy ─► (first use) ──────┴─► loading ─► warming ┤
+                                                     └─► failed ─► (its files change, or SIGHUP) again
+
+One thread, the keeper, loads and unloads; whoever needs a model that is not ready waits for it, and nobody else does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Final
+
+import structlog
+
+from classifleet.config import ErrorCode, ImageError, ModelError, Settings
+from classifleet.config.errors import ClassifleetError
+from classifleet.ledger import Offer
+from classifleet.worker import versions
+from classifleet.worker.device import Device
+from classifleet.worker.instruments import MODEL_BYTES, MODEL_EVICTIONS, MODEL_LOAD_FAILURES, MODELS
+from classifleet.worker.loading import ModelLoader
+from classifleet.worker.models import ModelDescription, Repository, open_repository
+from classifleet.worker.models.failures import brief
+from classifleet.worker.models.repository import MODEL_FILE
+from classifleet.worker.versions import Loaded, Residence, State
+
+LINGER_SECONDS: Final = 600.0
+"""For so long a version that nobody planned (any more) stays after its last use: a job pinned to it may go on."""
+LOOK_AGAIN_SECONDS: Final = 5.0  # at most so often because of a model that is unknown
+ROOM_SECONDS: Final = 60.0  # that a model waits for others to be unused, when memory is short
+log = structlog.get_logger(__name__)
+
+
+class NoRoom(ModelError):
+    """Other models are in use, and there is no memory for one more; later there may be."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A model with version, as far as it is known."""
+
+    key: str
+    state: State
+    residence: Residence
+    used_at: float
+    lent: int = 0  # chunks at work
+    size_bytes: int = 0
+    usable: bool = False  # new jobs may be pinned to it
+    problem: str = ""
+    files: tuple[int, ...] = ()  # of the attempt that failed
+    load: Future[None] | None = None  # on its way
+
+
+class Shelf:
+    """The models of a worker. Safe across threads; `lent` belongs to the event loop.
+
+    Args:
+        settings: `models`, `lazy_models`, `canary`, `shadow`, `models_memory_bytes`, `model_repository`.
+        device: Runs them.
+        linger_seconds: See `LINGER_SECONDS`.
+
+    Attributes:
+        ready: The descriptions of the models that can be asked, by name with version.
+        changed: Called when `ready` or `offers` is another, on any thread.
+    """
+
+    def __init__(self, settings: Settings, device: Device, *, linger_seconds: float = LINGER_SECONDS) -> None:
+        self._settings = settings
+        self._loader = ModelLoader(settings, device, self._tell)
+        self._linger_seconds = linger_seconds
+        self._lock = threading.RLock()
+        self._returned = threading.Condition(self._lock)
+        self._entries: dict[str, _Entry] = {}
+        self._planned: Mapping[str, Residence] = {}
+        self._available: frozenset[str] = frozenset()
+        self._repository: Repository
+        self._looked = 0.0
+        self._offers: Mapping[str, Offer] = {}
+        self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._closed = False
+        self.ready: dict[str, ModelDescription] = {}
+        self.changed: Callable[[], None] = lambda: None
+
+    @property
+    def decode_threads(self) -> int:
+        """That go best with the models; 0 where that was not measured."""
+        return self._loader.decode_threads
+
+    def progress(self) -> dict[str, State]:
+        """How far each model is."""
+        with self._lock:
+            return {key: entry.state for key, entry in sorted(self._entries.items())}
+
+    def problems(self) -> dict[str, str]:
+        """Why models could not be loaded."""
+        with self._lock:
+            return {key: entry.problem for key, entry in self._entries.items() if entry.state == "failed"}
+
+    def offers(self) -> Mapping[str, Offer]:
+        """What a job that begins now is answered by, where it names no version."""
+        return self._offers
+
+    def fill(self) -> None:
+        """Load all that is to be there from the start, in turn; then start the thread that looks after it.
+
+        Raises:
+            ModelError: There is no model, or one cannot be loaded.
+        """
+        repository = self._repository = open_repository(self._settings.model_repository, self._settings)
+        plan = self._plan(repository)
+        for state in versions.STATES:
+            MODELS.labels(state).set_function(partial(self._count, state))
+        if plan.missing:
+            repository.resolve(plan.missing[0])  # says which there are
+        if not plan.models:
+            raise ModelError(
+                f"there is no model in {repository.path}: "
+                "run `classifleet models build imagenet`, or `classifleet models add`"
+            )
+        for key, residence in plan.models.items():
+            self._entries[key] = _new(key, residence, usable=True)
+        for key, residence in plan.models.items():
+            description = repository.describe(key)
+            if residence == "preloaded":
+                self._entries[key].size_bytes = self._loader.load(repository, description, serving=False)
+                self._arrived(self._entries[key], description)
+        self._change()
+        threading.Thread(target=self._keep, name="classifleet-models", daemon=True).start()
+
+    def close(self) -> None:
+        """Load nothing more."""
+        with self._lock:
+            self._closed = True
+            self._returned.notify_all()
+        self._work.put(None)
+
+    def look(self, *, again: bool = False) -> None:
+        """See what the repository holds now, and have it loaded and unloaded; also what failed, if `again`.
+
+        A repository that is away, or empty, changes nothing.
+        """
+        self._looked = time.monotonic()
+        try:
+            repository = open_repository(self._settings.model_repository, self._settings)
+            plan = self._plan(repository)
+        except (ClassifleetError, OSError) as error:
+            log.warning("model repository not readable; nothing changes", error=str(error))
+            return
+        if not plan.models:
+            log.warning("model repository without the models of the settings; nothing changes", has=repository.list())
+            return
+        with self._lock:
+            self._repository = repository
+            for key, residence in plan.models.items():
+                self._follow(self._entries.get(key), key, residence, again=again)
+            for key in [key for key in self._entries if key not in plan.models]:
+                self._abandon(self._entries[key])
+            self._change()
+
+    def tidy(self) -> None:
+        """Have unloaded what nobody planned and nobody has used for a while."""
+        with self._lock:
+            keys = versions.superfluous(self._loaded(), time.monotonic(), self._linger_seconds)
+        for key in keys:
+            self._work.put(partial(self._put_away, key))
+
+    def lacks(self, names: Iterable[str]) -> list[str]:
+        """Those of the models that this worker neither has nor can load. May look into the repository."""
+        unknown = [name for name in names if not self._known(name)]
+        if unknown and time.monotonic() - self._looked > LOOK_AGAIN_SECONDS:
+            self.look()
+            unknown = [name for name in unknown if not self._known(name)]
+        return unknown
+
+    def why_not(self, key: str) -> ImageError:
+        """What to say of an image that asks for a model that is not ready."""
+        entry = self._entries.get(key)
+        if entry is None or not entry.problem:
+            return ImageError(ErrorCode.MODEL_NOT_FOUND, f"this worker has no model {key!r}")
+        return ImageError(ErrorCode.MODEL_FAILED, f"{key} could not be loaded: {entry.problem}")
+
+    @asynccontextmanager
+    async def lent(self, keys: Iterable[str]) -> AsyncIterator[None]:
+        """Keep models loaded while the block runs; entered when each is ready, or failed, or is not to be had."""
+        entries, loads = self._lend(keys)
+        try:
+            for load in loads:
+                await asyncio.shield(asyncio.wrap_future(load))
+            yield
+        finally:
+            self._take_back(entries)
+
+    def at_hand(self, keys: Iterable[str]) -> bool:
+        """Whether none of the models has to be loaded first."""
+        return all(key in self.ready or not self._known(key) for key in keys)
+
+    def _lend(self, keys: Iterable[str]) -> tuple[list[_Entry], list[Future[None]]]:
+        with self._lock:
+            entries = [self._entries[key] for key in keys if self._known(key)]
+            for entry in entries:
+                entry.lent += 1
+            return entries, [self._bring(entry) for entry in entries if entry.state != "ready"]
+
+    def _take_back(self, entries: list[_Entry]) -> None:
+        with self._lock:
+            for entry in entries:
+                entry.lent -= 1
+                entry.used_at = time.monotonic()
+            self._returned.notify_all()
+
+    def _known(self, key: str) -> bool:
+        """Whether a model is here, or can be; one that may be loaded gets its entry."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None and key in self._available and versions.allowed(key, self._settings.models):
+                entry = self._entries[key] = _new(key, "passing", usable=False)
+            return entry is not None and entry.state != "failed"
+
+    def _plan(self, repository: Repository) -> versions.Plan:
+        settings = self._settings
+        self._available = frozenset(repository.list())
+        plan = versions.plan(self._available, settings.models, settings.lazy_models, settings.canary, settings.shadow)
+        self._planned = plan.models
+        return plan
+
+    def _follow(self, entry: _Entry | None, key: str, residence: Residence, *, again: bool) -> None:
+        """Make of an entry what the plan wants it to be."""
+        if entry is None:
+            log.info("model found", model=key, residence=residence)
+            entry = self._entries[key] = _new(key, residence, usable=residence == "lazy")
+        entry.residence = residence
+        retry = entry.state == "failed" and (again or entry.files != self._files(key))
+        if retry or (entry.state == "waiting" and entry.load is None):
+            self._bring(entry)
+
+    def _abandon(self, entry: _Entry) -> None:
+        """It is in the plan no more."""
+        entry.residence = "passing"
+        if entry.state in ("lazy", "failed") and not entry.lent:
+            del self._entries[entry.key]
+
+    def _bring(self, entry: _Entry) -> Future[None]:
+        """Have a model loaded; the future ends when that has ended, in whatever way."""
+        if entry.load is None:
+            entry.load = Future()
+            entry.state = "waiting"
+            self._work.put(partial(self._load, entry))
+        return entry.load
+
+    def _keep(self) -> None:
+        while work := self._work.get():
+            try:
+                work()
+            except Exception:  # a defect must not end the thread: models would never be loaded again
+                log.exception("models")
+
+    def _load(self, entry: _Entry) -> None:
+        """Load a model; nothing that goes wrong with it reaches others."""
+        repository, key = self._repository, entry.key
+        files = self._files(key)
+        try:
+            description = repository.describe(key)
+            self._make_room(key, _file_bytes(repository.path / key.replace("@", "/") / MODEL_FILE))
+            size_bytes = self._loader.load(repository, description, serving=True)
+        except Exception as error:  # noqa: BLE001 - a model is the user's code and may raise anything
+            MODEL_LOAD_FAILURES.labels(key).inc()
+            log.error("model not loaded", model=key, error=brief(error))
+            with self._lock:
+                entry.problem, entry.files = brief(error), files
+                if isinstance(error, NoRoom):  # a new version is tried again at the next look, others when asked for
+                    new = entry.residence == "preloaded" and not entry.usable
+                    entry.state = "waiting" if new else "lazy"
+                else:
+                    entry.state, entry.usable = "failed", False
+        else:
+            entry.size_bytes = size_bytes
+            self._arrived(entry, description)
+        with self._lock:
+            done, entry.load = entry.load, None
+            self._change()
+        if done is not None:
+            done.set_result(None)
+
+    def _arrived(self, entry: _Entry, description: ModelDescription) -> None:
+        with self._lock:
+            entry.state, entry.usable, entry.problem = "ready", True, ""
+            entry.used_at = time.monotonic()
+            self.ready[entry.key] = description
+        MODEL_BYTES.labels(entry.key).set(entry.size_bytes)
+
+    def _put_away(self, key: str, *, evict: bool = False) -> bool:
+        """Unload a model that nobody uses; false if somebody does."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or entry.state != "ready" or entry.lent:
+                return False
+            del self.ready[key]
+            entry.state = "lazy"
+            if entry.residence == "passing":
+                del self._entries[key]
+            self._change()
+        self._loader.unload(key)
+        MODEL_BYTES.remove(key)
+        if evict:
+            MODEL_EVICTIONS.labels(key).inc()
+        return True
+
+    def _make_room(self, key: str, need: int) -> None:
+        """Evict what must go, waiting until it is unused."""
+        limit = self._settings.models_memory_bytes
+        end = time.monotonic() + ROOM_SECONDS
+        while limit:
+            with self._lock:
+                gone = versions.evictions(self._loaded(), need, limit)
+                if gone is None:
+                    left = end - time.monotonic()
+                    if need > limit or left <= 0 or self._closed:
+                        raise NoRoom(f"no room for {key} ({need} bytes) within models_memory_bytes ({limit})")
+                    self._returned.wait(left)
+                    continue
+            if all(self._put_away(other, evict=True) for other in gone):
+                return
+
+    def _loaded(self) -> list[Loaded]:
+        """What is loaded. What new jobs are answered by is as good as planned, if its successor does not load, say."""
+        offered = versions.offered(self._offers)
+        return [
+            Loaded(
+                key,
+                "preloaded" if entry.residence == "passing" and key in offered else entry.residence,
+                entry.size_bytes,
+                entry.used_at,
+                entry.lent > 0,
+            )
+            for key, entry in self._entries.items()
+            if entry.state == "ready"
+        ]
+
+    def _files(self, key: str) -> tuple[int, ...]:
+        """What tells one state of a model's files from another."""
+        folder: Path = self._repository.path / key.replace("@", "/")
+        try:
+            stats = [file.stat() for file in sorted(folder.iterdir())]
+        except OSError:
+            return ()
+        return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
+
+    def _tell(self, key: str, state: State) -> None:
+        with self._lock:
+            self._entries[key].state = state
+
+    def _count(self, state: State) -> int:
+        return list(self.progress().values()).count(state)
+
+    def _change(self) -> None:
+        usable = {key for key, entry in self._entries.items() if entry.usable and entry.state != "failed"}
+        self._offers = versions.offers(usable, self._planned, self._settings.canary, self._settings.shadow)
+        self.changed()
+
+
+def _new(key: str, residence: Residence, *, usable: bool) -> _Entry:
+    state: State = "waiting" if residence == "preloaded" else "lazy"
+    return _Entry(key, state, residence, time.monotonic(), usable=usable)
+
+
+def _file_bytes(path: Path) -> int:
+    """The least that a model takes; 0 if its file is missing, which loading it says."""
+    return path.stat().st_size if path.is_file() else 0
