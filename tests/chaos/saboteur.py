@@ -12,6 +12,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -29,14 +30,21 @@ NEWER_FIELD: Final = "hint"
 
 
 def at_turn(turn: int, harm: Callable[[], object]) -> Callable[[], None]:
-    """A function that does harm when it is called for the n-th time, from whatever thread."""
-    turns = itertools.count(1)
+    """A function that does harm once, when it is called for the n-th time or later and another chunk is at work."""
+    turns, once = itertools.count(1), threading.Lock()
 
     def called() -> None:
-        if next(turns) == turn:
+        if next(turns) >= turn and at_work() and once.acquire(blocking=False):
             harm()
 
     return called
+
+
+def at_work() -> bool:
+    """Whether a chunk is being classified: one that is neither committed nor about to be."""
+    from classifleet.worker.app import runtime
+
+    return bool(runtime.chunks._running)
 
 
 def crash() -> None:

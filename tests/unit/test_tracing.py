@@ -87,9 +87,7 @@ def spans_of(lease: Lease, *, roots: bool) -> list[ReadableSpan]:
     return list(exported.get_finished_spans())
 
 
-@pytest.mark.parametrize(
-    "garbage", ["", "nonsense", "00-0-0-01", f"ff-{PARENT[3:]}", "\ufffd" * 99, PARENT[:-2]]
-)
+@pytest.mark.parametrize("garbage", ["", "nonsense", "00-0-0-01", f"ff-{PARENT[3:]}", "\ufffd" * 99, PARENT[:-2]])
 def test_a_worker_begins_traces_only_if_a_sampler_was_chosen(garbage: str) -> None:
     lease = Lease(Begin.RUN, "j", "0", waited_ms=40, trace=garbage)
     assert spans_of(lease, roots=False) == []

@@ -100,7 +100,7 @@ KEY_TABLE: Final = (
     KeyRow("pending:<job>", "zset", "until the job ends", "ledger", "Queued chunks of the job, by time of entry."),
     KeyRow("parts:<job>", "hash", "as its job", "ledger", "Winning commit of each finished chunk."),
     KeyRow("log:<job>", "list", "as its job", "ledger", "Finished chunks in order of finishing."),
-    KeyRow("chunk:<job>:<chunk>", "hash", "until its commit", "ledger", "Payload, lease and attempts of a chunk."),
+    KeyRow("chunk:<job>:<chunk>", "hash", "until its commit", "ledger", "Payload, lease, attempts, trace of a chunk."),
     KeyRow("records:<job>:<chunk>", "hash", "as its job", "worker", "Records by image id (jobs without a sink)."),
     KeyRow(
         "blob:<job>:<chunk>:<sha256>",
