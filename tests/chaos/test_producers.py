@@ -20,7 +20,7 @@ IMAGES = 2000
 CHUNK = 4
 
 
-@pytest.mark.chaos("20", "producer killed inside submit_many, then resumed", quick=True)
+@pytest.mark.chaos("20", "producer killed inside submit_many, then resumed")
 def test_producer(scenario: Scenario, tmp_path: Path) -> None:
     with scenario.arena() as it:
         it.start(2 if scenario.full else 1)

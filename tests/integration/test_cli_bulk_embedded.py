@@ -57,7 +57,7 @@ def test_a_hundred_photos_with_nothing_configured(tmp_path, state):
 @pytest.mark.parametrize(
     ("stop", "code", "said"),
     [
-        (lambda command: command.signal(signal.SIGKILL), -9, ""),
+        pytest.param(lambda command: command.signal(signal.SIGKILL), -9, "", marks=pytest.mark.slow),
         (lambda command: command.signal(signal.SIGINT), 130, "stopped; the same command with --job {} goes on"),
         (Started.kill_worker, 2, "error: the embedded worker has ended (killed by signal 9)"),
     ],

@@ -306,6 +306,22 @@ def test_what_died_with_its_device_goes_back_at_once_and_a_marked_image_is_convi
     assert (lease.outcome, lease.attempt, lease.deaths, lease.convicted) == (Begin.RUN, 2, 1, {"i1"})
 
 
+def test_garbage_in_one_chunk_keeps_no_other_under_its_lease(bench: Bench) -> None:
+    for chunk in ("c1", "c2"):
+        bench.put("j", chunk)
+        bench.begin("j", chunk, "w1", lease_ms=SHORT_MS)
+        bench.run(bench.ledger.mark("j", chunk, "w1", 1, "i1"))
+    bench.redis.hset(bench.keys.chunk("j", "c1"), "convicted", "{")
+    back: list[tuple[str, str]] = []
+
+    def both_are_back() -> bool:
+        back.extend(bench.run(bench.ledger.expire_leases(QUEUE, limit=10)))
+        return len(back) == 2
+
+    wait_until(both_are_back, "both leases to run out")
+    assert sorted(back) == [("j", "c1"), ("j", "c2")]
+
+
 def test_expired_leases_go_back_to_their_place_with_one_death_more(bench: Bench) -> None:
     for chunk in ("c1", "c2", "c3"):
         bench.put("j", chunk)

@@ -170,6 +170,7 @@ def test_the_split_of_the_cores_is_kept_and_used(tmp_path, settings, monkeypatch
     assert opened == [split.forward_threads]
 
 
+@pytest.mark.slow
 def test_a_compiled_package_is_kept_checked_and_needs_no_compiler(tmp_path, monkeypatch):
     if reason := _inductor.missing("cpu"):
         pytest.skip(reason)

@@ -64,6 +64,7 @@ def test_workers_by_pool() -> None:
 
 def test_the_exporter_shows_them(bench: Bench) -> None:
     bench.run(bench.ledger.enlist(WORKER))
+    WORKERS.clear()
     Overview(bench.ledger, bench.runner, threading.Event(), ["classify.gpu.bulk", "classify.cpu.bulk"]).look()
     [gauge] = WORKERS.collect()
     assert {sample.labels["pool"]: sample.value for sample in gauge.samples} == {"gpu": 1.0, "cpu": 0.0}

@@ -67,7 +67,7 @@ def dripper(image: bytes) -> Iterator[Dripper]:
             thread.join()
 
 
-@pytest.mark.parametrize("transport", ["atomic", "stock"])
+@pytest.mark.parametrize("transport", ["atomic", pytest.param("stock", marks=pytest.mark.slow)])
 def test_chunks_that_wait_for_drips_hold_no_place(tmp_path: Path, photos: Path, transport: str) -> None:
     """With two places, twelve dripping chunks would stop everything."""
     settings = {

@@ -126,6 +126,32 @@ def test_a_batch_leaves_the_rest_in_order(
     assert left == {lane: before[lane][counts[lane] :] for lane in LANES}
 
 
+class GivenUpMeanwhile:
+    """A future that its event loop cancels between two looks of the device thread."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def done(self) -> bool:
+        self.looks += 1
+        return self.looks > 1
+
+
+def test_an_image_that_is_given_up_while_its_batch_is_made_makes_no_empty_batch(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    backlog = Backlog()
+    backlog.open("m", Sizes(4))
+    gone = Waiting(np.zeros((2, 2, 3), np.uint8), 0.0, GivenUpMeanwhile(), math.inf)  # type: ignore[arg-type]
+    backlog.add("m", "interactive", gone)
+    assert backlog.next(1.0) is None
+    assert [waiting for _, waiting in backlog.dropped()] == [gone]
+    backlog.add("m", "bulk", Waiting(np.zeros((2, 2, 3), np.uint8), 0.0, loop.create_future(), math.inf))
+    batch = backlog.next(1.0)
+    assert batch is not None
+    assert len(batch.images) == 1
+
+
 @pytest.mark.parametrize(
     ("a", "b", "passed_over", "expected"),
     [

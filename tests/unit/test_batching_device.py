@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -62,6 +62,17 @@ def device(max_batch: int = 4, on_lost: Callable[[], None] = lambda: None, **mod
         yield running
     finally:
         running.close()
+
+
+def test_a_device_whose_thread_ends_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = threading.Event()
+    with device(on_lost=lost.set, m=Recorder()) as running:
+        monkeypatch.setattr(running._backlog, "next", lambda _now: 1 // 0)
+        with suppress(ModelError):
+            running.call(lambda: None)
+        assert lost.wait(10)
+        wait_until(lambda: not running.alive(), "the thread to end")
+        assert running.lost.startswith("ZeroDivisionError")
 
 
 def test_a_lonely_image_runs_at_once_alone() -> None:

@@ -101,6 +101,7 @@ def model(**changes: Any) -> ModelDescription:
 PLAIN = content_cache("*").plan({"pets@1": model()})
 OTHER_ANSWERS: dict[str, Callable[[], Plan | None]] = {
     "another file": lambda: content_cache("*").plan({"pets@1": model(sha256="1" * 64)}),
+    "another version of the same file": lambda: content_cache("*").plan({"pets@2": model(version="2")}),
     "another mean": lambda: content_cache("*").plan({"pets@1": model(preprocess__mean=[1, 0, 0])}),
     "another std": lambda: content_cache("*").plan({"pets@1": model(preprocess__std=[2, 1, 1])}),
     "another background": lambda: content_cache("*").plan({"pets@1": model(preprocess__background=[0, 0, 0])}),

@@ -134,6 +134,12 @@ class Backlog:
 
     def next(self, now: float) -> Batch | None:
         """The batch to run now; None if nothing waits. `now` is on the clock of the images' times."""
+        batch = self._next(now)
+        while batch is not None and not batch.images:  # given up, on its loop, since it was seen to be due
+            batch = self._next(now)
+        return batch
+
+    def _next(self, now: float) -> Batch | None:
         due = {lane: self._due(lane, now) for lane in LANES}
         lane = next_turn(bool(due["interactive"]), bool(due["bulk"]), self._passed_over)
         if lane is None:

@@ -178,7 +178,8 @@ class ContentCache:
         for name in sorted(models):  # in the order of no request
             decides.update(models[name].preprocess.model_dump_json().encode())
         for model in (models[name] for name in cached):
-            decides.update(f"{model.sha256} {model.input!r} {model.output.activation}".encode())
+            # with its name: who shares an inference that is under way gets answers by name
+            decides.update(f"{model.key} {model.sha256} {model.input!r} {model.output.activation}".encode())
             decides.update(model.preprocess.model_dump_json().encode())
         widths = tuple(len(models[name].labels) for name in cached)
         return Plan(decides.digest()[:PLAN_BYTES], tuple(cached), widths)

@@ -187,7 +187,7 @@ class ChunkRunner:
         )
         try:
             return self._patiently(call)
-        except (LedgerUnavailable, Interrupted):  # it may have been granted, and the answer lost
+        except Exception:  # it may have been granted, and the answer lost, or garbage
             self._revoke(queue, grant)
             raise
 

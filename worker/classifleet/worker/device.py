@@ -173,8 +173,12 @@ class Device:
         self._thread.join()
 
     def _run_forever(self) -> None:
-        while job := self._next():
-            job()
+        try:
+            while job := self._next():
+                job()
+        except BaseException as error:  # a defect of ours: without its thread the device is as good as lost
+            log.exception("the device's thread ended")
+            self._lose(brief(error))
         for forward in () if self.lost else self._forwards.values():
             forward.close()
 

@@ -146,7 +146,8 @@ end
 local function bury(c)
   local held = redis.call('HMGET', c.key, 'mark', 'convicted')
   if held[1] and held[1] ~= '' then
-    local convicted = cjson.decode(held[2] or '[]')
+    local readable, convicted = pcall(cjson.decode, held[2] or '[]')
+    if not readable or type(convicted) ~= 'table' then convicted = {} end
     convicted[#convicted + 1] = held[1]
     redis.call('HSET', c.key, 'convicted', cjson.encode(convicted))
   end

@@ -254,7 +254,7 @@ class _Contest:
         if self._wanted(row) == self._wanted(best) and not self._faster(backend, row):
             return replace(row, status="slower")
         output = self._description.output
-        scores = _answers(backend, self._pixels)
+        scores = _answers(backend, self._pixels, batch=(row.speed or self.plain_speed).batch)  # as it will serve
         parity = compare(self._answers, scores, kind=output.kind, threshold=output.threshold)
         reasons = reasons_against(parity, row.precision)
         return replace(row, status="refused" if reasons else "chosen", parity=parity, reason="; ".join(reasons))
@@ -310,13 +310,14 @@ def _answers(
     backend: Backend,
     pixels: NDArray[np.uint8],
     *,
+    batch: int = PARITY_BATCH,
     until: float | None = None,
     clock: Clock = time.monotonic,
 ) -> Scores:
     """Scores [pictures, classes], of as many pictures as there is time for."""
     parts: list[Scores] = []
-    for first in range(0, len(pixels), PARITY_BATCH):
+    for first in range(0, len(pixels), batch):
         if until is not None and parts and clock() >= until:
             break
-        parts.append(backend.run(pixels[first : first + PARITY_BATCH]))
+        parts.append(backend.run(pixels[first : first + batch]))
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
