@@ -23,7 +23,7 @@ CHART: Final = Path(__file__).parent / "classifleet"
 OWNED: Final = frozenset(
     {
         *("BROKER_URL", "REDIS_URL", "QUEUES", "MODELS", "MODEL_REPOSITORY", "TUNING_CACHE", "DEVICE"),
-        *("DRAIN_SECONDS", "HTTP_HOST", "HTTP_PORT"),
+        *("CONTENT_CACHE_URL", "DRAIN_SECONDS", "HTTP_HOST", "HTTP_PORT"),
     }
 )
 HEAD: Final = """# The classifleet chart

@@ -31,10 +31,10 @@ def gjson(content: Any, path: str) -> Any:
 
 
 def formula(spec: Object, values: dict[str, float]) -> float:
-    """The value of the formula; names, numbers, sums and products alone."""
+    """The value of the formula; names, numbers, sums, products and the larger of two alone."""
     text = spec["advanced"]["scalingModifiers"]["formula"]
-    assert re.fullmatch(r"[\w+* ()]+", text), text
-    return float(eval(text, {"__builtins__": {}}, values))
+    assert re.fullmatch(r"[\w+*., ()]+", text), text
+    return float(eval(text, {"__builtins__": {}, "max": max}, values))
 
 
 def test_the_exporters_answer_is_found_and_summed() -> None:
@@ -52,15 +52,28 @@ def test_the_exporters_answer_is_found_and_summed() -> None:
     assert {each["metadata"]["url"] for each in spec["triggers"]} == {
         "http://demo-classifleet-exporter.shop.svc:9464/queues.json"
     }
-    assert len(found) == 4
+    assert len(found) == 8
     assert formula(spec, found) == 0 + 1 + 2 + 3 + 4
+    arriving = {name: 10.5 if name.endswith("_rate") else value for name, value in found.items()}
+    replicas = formula(spec, arriving) / int(spec["advanced"]["scalingModifiers"]["target"])
+    assert replicas == pytest.approx(4 * 10.5 / (100 * 0.8)), "arrivals take 0.8 of what the replicas do"
+
+
+@pytest.mark.parametrize("share", [None, 0])
+@pytest.mark.parametrize("signal", ["exporter", "prometheus"])
+def test_without_a_share_the_backlog_alone_counts(signal: str, share: float | None) -> None:
+    spec = scaled(SIGNALS[signal], {"workerDefaults": {"autoscaling": {"arrivalsShare": share}}})
+    assert "max" not in spec["advanced"]["scalingModifiers"]["formula"]
+    assert not [each["name"] for each in spec["triggers"] if "rate" in each["name"]]
+    assert scaled(SIGNALS[signal], arrivalsShare=share)["triggers"] == spec["triggers"]
 
 
 def test_only_the_lanes_that_are_named_count() -> None:
     bulk, interactive = of_kind(render(example("scale-to-zero")), "ScaledObject")
     for each, lane, least in ((bulk, "bulk", 0), (interactive, "interactive", 1)):
-        [trigger] = each["spec"]["triggers"]
-        assert trigger["metadata"]["valueLocation"] == rf"queues.classify\.default\.{lane}.outstanding_images"
+        assert {trigger["metadata"]["valueLocation"] for trigger in each["spec"]["triggers"]} == {
+            rf"queues.classify\.default\.{lane}.{figure}" for figure in ("outstanding_images", "accepted_per_second")
+        }
         assert each["spec"]["minReplicaCount"] == least
 
 
@@ -86,13 +99,21 @@ def test_the_ledgers_own_keys_are_counted_as_images() -> None:
 
 
 def test_prometheus_is_asked_for_a_sum_and_silence_is_an_error() -> None:
-    [trigger] = scaled(SIGNALS["prometheus"])["triggers"]
+    spec = scaled(SIGNALS["prometheus"])
+    trigger, rate = spec["triggers"]
     assert trigger["metadata"]["query"] == (
         'sum(max by (queue, state) (classifleet_outstanding_images{queue=~"classify[.](default|slow)[.]'
         '(interactive|bulk)",state=~"queued|leased",namespace="shop"}))'
     )
-    assert trigger["metadata"]["ignoreNullValues"] == "false"
-    assert trigger["metadata"]["authModes"] == "bearer"
+    assert rate["metadata"]["query"] == (
+        'sum(max by (queue) (classifleet_queue_images_per_second{queue=~"classify[.](default|slow)[.]'
+        '(interactive|bulk)",what="accepted",namespace="shop"}))'
+    )
+    for each in (trigger, rate):
+        assert each["metadata"]["ignoreNullValues"] == "false"
+        assert each["metadata"]["authModes"] == "bearer"
+    assert formula(spec, {"images": 7000, "rate": 80}) == 7000
+    assert formula(spec, {"images": 10, "rate": 160}) == 2 * int(trigger["metadata"]["threshold"])
 
 
 @pytest.mark.parametrize("signal", SIGNALS)
@@ -104,7 +125,7 @@ def test_an_error_is_never_a_zero(signal: str) -> None:
     assert spec["advanced"]["scalingModifiers"]["target"].isdigit(), "KEDA ignores a fallback for any other"
     names = [each["name"] for each in spec["triggers"]]
     assert all(re.fullmatch(r"[a-z]\w*", name) for name in names)
-    assert set(re.findall(r"[a-z]\w*", spec["advanced"]["scalingModifiers"]["formula"])) == set(names)
+    assert set(re.findall(r"[a-z]\w*", spec["advanced"]["scalingModifiers"]["formula"])) - {"max"} == set(names)
     assert len(set(names)) == len(names)
 
 

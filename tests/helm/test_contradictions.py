@@ -26,6 +26,11 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"redis": {"enabled": True}}, "set redis.enabled: false, or remove broker.existingSecret"),
     ({**BUNDLED, "broker": {"existingSecret": "", "type": "amqp"}}, "set broker.type: redis, or redis.enabled: false"),
     ({"broker": {"type": "amqp"}}, "ledger.existingSecret: the broker is amqp, and the ledger needs a Redis"),
+    (
+        {"exporter": {"enabled": False}, "monitoring": {"rules": {"enabled": True}}},
+        "monitoring.rules.enabled: the alerts read the exporter's figures, and ClassifleetExporterAway would never "
+        "end; set exporter.enabled: true, or monitoring.rules.enabled: false",
+    ),
     ({"networkPolicy": {"egress": {"enabled": True}}}, "no rule leads to the broker and the ledger; add one"),
     ({"models": {"source": ""}}, "the volume starts empty and nothing brings models to it; set models.source"),
     ({"models": {"source": "", "volume": {"type": "claim"}}}, "the volume starts empty"),
@@ -75,6 +80,10 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ),
     ({**keda(), "settings": {"CHUNK_SIZE": 256}}, "holds up to 8192 at a time"),
     ({**keda(), "keda": {"signal": "redis"}}, "keda.redis.address: keda.signal is redis, and KEDA takes no URL"),
+    (
+        {**keda(arrivalsShare=0.5), "keda": {"signal": "redis", "redis": {"address": "r:1"}}},
+        "workers.cpu: autoscaling.arrivalsShare is set, and keda.signal is redis, which has no figure of arrivals",
+    ),
     ({**keda(), "keda": {"signal": "prometheus"}}, "keda.prometheus.serverAddress: keda.signal is prometheus"),
 ]
 

@@ -98,7 +98,7 @@ def test_the_variables_of_the_image_are_settings(monkeypatch: pytest.MonkeyPatch
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     settings = Settings.load()
-    assert (settings.http_host, settings.http_port, settings.model_repository) == ("0.0.0.0", 9464, "/models")
+    assert (settings.http_host, settings.http_port, settings.model_repository) == ("::", 9464, "/models")
 
 
 def test_what_is_copied_is_not_ignored() -> None:

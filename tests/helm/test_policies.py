@@ -20,6 +20,7 @@ from tests.helm.support import (
     one,
     pod_specs,
     render,
+    settings_of,
 )
 from tests.helm.test_render import BROKERS, CLASSES, EVERYTHING, SIGNALS
 
@@ -84,7 +85,26 @@ def test_secrets_are_references(fleet: list[Object]) -> None:
             if secret.search(variable["name"]):
                 assert set(variable["valueFrom"]) == {"secretKeyRef"}, f"{name} {variable['name']}"
     for each in of_kind(fleet, "ConfigMap"):
-        assert not {"CLASSIFLEET_BROKER_URL", "CLASSIFLEET_REDIS_URL"} & set(each["data"])
+        assert not {f"CLASSIFLEET_{name}_URL" for name in ("BROKER", "REDIS", "CONTENT_CACHE")} & set(each["data"])
+
+
+def test_the_cache_by_content_has_its_url_from_a_secret() -> None:
+    objects = dict(containers(render(LEAST, {"contentCache": {"existingSecret": "cache"}})))
+    name = "CLASSIFLEET_CONTENT_CACHE_URL"
+    found = {place: [each for each in it.get("env", ()) if each["name"] == name] for place, it in objects.items()}
+    reference = {"secretKeyRef": {"name": "cache", "key": "content-cache-url"}}
+    assert found.pop("demo-classifleet-cpu/worker") == [{"name": name, "valueFrom": reference}]
+    assert not any(found.values())
+
+
+@pytest.mark.parametrize(("volume", "apart"), [("emptyDir", False), ("claim", True), ("hostPath", True)])
+def test_compiled_code_is_not_shared_where_models_are_pinned(volume: str, apart: bool) -> None:
+    """Who can write to the tuning cache runs code in every worker that reads it."""
+    pinned = {"source": "s3://models", "digests": {"a@1": "0" * 64}}
+    for models in (pinned, {"source": "s3://models"}):
+        values = {"models": {**models, "volume": {"type": volume}}, "workers": {"cpu": {"models": ["a@1"]}}}
+        found = settings_of(render(LEAST, values), "-cpu").get("CLASSIFLEET_TUNING_CACHE")
+        assert found == ("/tmp/tuning" if apart and models is pinned else None)
 
 
 def test_a_signal_reaches_the_worker_and_it_has_the_time_to_drain(fleet: list[Object]) -> None:
@@ -198,7 +218,8 @@ def test_egress_is_public_or_named() -> None:
 
 
 def test_alerts_and_dashboards_are_what_lies_in_files() -> None:
-    enabled = {"monitoring": {"rules": {"enabled": True}, "dashboards": {"enabled": True}}}
+    where = "https://docs.example.com/runbooks"
+    enabled = {"monitoring": {"rules": {"enabled": True, "runbooks": where}, "dashboards": {"enabled": True}}}
     packed = {each["name"] for each in chart().files}
     rules, boards = (
         {name for name in packed if re.fullmatch(pattern, name)}
@@ -215,6 +236,7 @@ def test_alerts_and_dashboards_are_what_lies_in_files() -> None:
         assert 'namespace="shop"' in rule["expr"], "of this release alone"
         assert "namespace=~" not in rule["expr"]
         assert set(re.findall(r'horizontalpodautoscaler=~"(.*?)"', rule["expr"])) <= {"demo-classifleet-.*"}
+        assert rule["annotations"]["runbook_url"].startswith(f"{where}#classifleet")
     shown = [each for each in of_kind(objects, "ConfigMap") if "grafana_dashboard" in each["metadata"]["labels"]]
     assert {f"files/dashboards/{key}" for each in shown for key in each["data"]} == boards
     off = render(LEAST)

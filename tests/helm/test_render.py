@@ -252,7 +252,11 @@ def test_notes_say_what_is_there() -> None:
 
     trial, production = notes(example("trial-gpu")), notes(example("eks-sqs-s3"))
     assert "TRIAL: Redis is one pod" in trial
-    assert re.search(r"(TRIAL|NOTE)", production) is None
+    assert re.findall(r"TRIAL|NOTE.*", production) == [
+        "NOTE: gpu: one job shows at most 320000 images, i.e. 3 pods by backlog; raise SUBMISSION_WINDOW of the "
+        "producers, or lower drainGoalSeconds."
+    ]
+    assert "one job shows" not in notes(LEAST, {"workers": {"cpu": {"autoscaling": dict(KEDA)}}})
     for text in (trial, production):
         assert "rollout status deployment/demo-classifleet-gpu" in text
         assert "service/demo-classifleet-exporter 9464" in text

@@ -97,7 +97,7 @@ def test_settings_in_pods_are_settings_of_the_code(monkeypatch: pytest.MonkeyPat
                 for variable, value in data.items():
                     patch.setenv(variable, value)
                 loaded = Settings.load()
-            assert (loaded.http_host, loaded.http_port) == ("0.0.0.0", 9464)
+            assert (loaded.http_host, loaded.http_port) == ("::", 9464)
             assert loaded.queues == ["default"]
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from classifleet.config import SettingsError
+from classifleet.worker import health as module
 from classifleet.worker.health import FIRST_PORT, Health, HealthServer
 
 
@@ -49,6 +50,33 @@ def test_two_workers_on_one_host_do_not_clash() -> None:
         ports = [int(server.url.rpartition(":")[2]) for server in (first, second)]
     assert ports[0] != ports[1]
     assert all(port >= FIRST_PORT for port in ports)
+
+
+@pytest.mark.parametrize(("host", "callers"), [("::", ("127.0.0.1", "[::1]")), ("::1", ("[::1]",))])
+def test_addresses_of_ipv6(host: str, callers: tuple[str, ...]) -> None:
+    """`::` answers in pods that have addresses of either kind."""
+    try:
+        with socket.socket(socket.AF_INET6) as free:
+            free.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    server = HealthServer(host, 0, {"/livez": lambda: Health(True, {})})
+    server.start()
+    try:
+        assert server.url.startswith(f"http://[{host}]:")
+        port = server.url.rpartition(":")[2]
+        assert [get(f"http://{caller}:{port}/livez")[0] for caller in callers] == [200] * len(callers)
+    finally:
+        server.close()
+
+
+def test_without_ipv6_every_address_is_that_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module._DualServer, "address_family", 255)  # none: refused as IPv6 is by such a kernel
+    server = HealthServer("::", 0, {})
+    server.close()
+    assert server.url.startswith("http://0.0.0.0:")
+    with pytest.raises(SettingsError, match="cannot listen on ::1, port 0"):
+        HealthServer("::1", 0, {})
 
 
 def test_a_port_that_is_taken_is_one_clear_error() -> None:

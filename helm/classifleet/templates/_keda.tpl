@@ -9,6 +9,13 @@
 {{- end }}
 {{- end }}
 
+{{/* The share of a pod that arrivals may take; empty if they do not count. Of (list $ merged-class). */}}
+{{- define "classifleet.arrivalsShare" -}}
+{{- if ne (index . 0).Values.keda.signal "redis" -}}
+{{- with (index . 1).autoscaling.arrivalsShare }}{{ . }}{{ end -}}
+{{- end -}}
+{{- end }}
+
 {{/* Of (list $ merged-class). */}}
 {{- define "classifleet.kedaSignal" -}}
 {{- $root := index . 0 -}}{{- $class := index . 1 -}}
@@ -24,7 +31,15 @@
 {{- $terms = append $terms (printf "(%s_queued + %s_leased) * %d" $trigger $trigger $chunk) -}}
 {{- end -}}
 {{- end -}}
-formula: {{ default "images" (join " + " $terms) | quote }}
+{{- $waiting := default "images" (join " + " $terms) -}}
+{{- with include "classifleet.arrivalsShare" . | float64 -}}
+{{- $rates := list -}}
+{{- range $terms }}{{ $rates = append $rates (printf "%s_rate" .) }}{{ end -}}
+{{- /* As images of a backlog: so many that the target makes of them arrivals / share in images a second. */ -}}
+formula: {{ printf "max(%s, (%s) * %v)" $waiting (default "rate" (join " + " $rates)) (divf $class.autoscaling.drainGoalSeconds .) | quote }}
+{{- else -}}
+formula: {{ $waiting | quote }}
+{{- end }}
 {{- end }}
 
 {{/* Of (list $ merged-class). */}}
@@ -33,16 +48,21 @@ formula: {{ default "images" (join " + " $terms) | quote }}
 {{- $fullname := include "classifleet.fullname" $root -}}
 {{- $target := include "classifleet.target" $class -}}
 {{- $queues := include "classifleet.queues" $class | fromYaml -}}
+{{- $share := include "classifleet.arrivalsShare" . -}}
 triggers:
 {{- if eq $keda.signal "exporter" }}
 {{- range $trigger, $queue := $queues }}
+{{- $figures := dict "" "outstanding_images" }}
+{{- if $share }}{{ $_ := set $figures "_rate" "accepted_per_second" }}{{ end }}
+{{- range $suffix, $figure := $figures }}
   - type: metrics-api
-    name: {{ $trigger }}
+    name: {{ $trigger }}{{ $suffix }}
     metadata:
       url: http://{{ $fullname }}-exporter.{{ $root.Release.Namespace }}.svc:9464/queues.json
       # GJSON: a dot in a name is written with a backslash.
-      valueLocation: 'queues.{{ $queue | replace "." "\\." }}.outstanding_images'
+      valueLocation: 'queues.{{ $queue | replace "." "\\." }}.{{ $figure }}'
       targetValue: {{ quote $target }}
+{{- end }}
 {{- end }}
 {{- else if eq $keda.signal "redis" }}
 {{- $namespace := default "default" $root.Values.settings.NAMESPACE }}
@@ -66,11 +86,17 @@ triggers:
 {{- $matchers := default (printf "namespace=%q" $root.Release.Namespace) $keda.prometheus.matchers }}
 {{- $pattern := printf "classify[.](%s)[.](%s)" (join "|" $class.pools) (join "|" $class.autoscaling.lanes) }}
 {{- $selected := printf "classifleet_outstanding_images{queue=~%q,state=~\"queued|leased\",%s}" $pattern $matchers }}
+{{- $queries := dict "images" (printf "sum(max by (queue, state) (%s))" $selected) }}
+{{- if $share }}
+{{- $accepted := printf "classifleet_queue_images_per_second{queue=~%q,what=\"accepted\",%s}" $pattern $matchers }}
+{{- $_ := set $queries "rate" (printf "sum(max by (queue) (%s))" $accepted) }}
+{{- end }}
+{{- range $name, $query := $queries }}
   - type: prometheus
-    name: images
+    name: {{ $name }}
     metadata:
       serverAddress: {{ $keda.prometheus.serverAddress | quote }}
-      query: {{ printf "sum(max by (queue, state) (%s))" $selected | squote }}
+      query: {{ $query | squote }}
       threshold: {{ quote $target }}
       # No answer is an error and not a zero, which would scale the fleet away.
       ignoreNullValues: "false"
@@ -80,6 +106,7 @@ triggers:
     {{- if include "classifleet.kedaAuthentication" $root | trim }}
     authenticationRef: {name: {{ $fullname }}-keda}
     {{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 

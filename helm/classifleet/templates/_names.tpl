@@ -52,7 +52,7 @@ classifleet/class: {{ . }}
 {{- default $made .Values.serviceAccount.name -}}
 {{- end }}
 
-{{/* The Secret and key of a URL. Of (list $ "broker"|"ledger"); empty if there is none. */}}
+{{/* The Secret and key of a URL. Of (list $ "broker"|"ledger"|"contentCache"); empty if there is none. */}}
 {{- define "classifleet.urlFrom" -}}
 {{- $root := index . 0 -}}
 {{- $place := index $root.Values (index . 1) -}}

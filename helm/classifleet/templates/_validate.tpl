@@ -33,6 +33,9 @@
 {{- if and (ne $v.broker.type "redis") (not $v.ledger.existingSecret) -}}
 {{- fail (printf "ledger.existingSecret: the broker is %s, and the ledger needs a Redis; name the Secret that holds its URL" $v.broker.type) -}}
 {{- end -}}
+{{- if and $v.monitoring.rules.enabled (not $v.exporter.enabled) -}}
+{{- fail "monitoring.rules.enabled: the alerts read the exporter's figures, and ClassifleetExporterAway would never end; set exporter.enabled: true, or monitoring.rules.enabled: false" -}}
+{{- end -}}
 {{- if and $v.networkPolicy.enabled $v.networkPolicy.egress.enabled (not $v.networkPolicy.egress.to) (not $v.redis.enabled) -}}
 {{- fail "networkPolicy.egress.to: no rule leads to the broker and the ledger; add one, or set networkPolicy.egress.enabled: false" -}}
 {{- end -}}
@@ -134,6 +137,9 @@
 {{- end -}}
 {{- if and (eq $keda.signal "exporter") (not $root.Values.exporter.enabled) -}}
 {{- fail (printf "workers.%s: keda.signal is exporter, and exporter.enabled is false; set exporter.enabled: true, or another keda.signal" $name) -}}
+{{- end -}}
+{{- if and (eq $keda.signal "redis") (dig "autoscaling" "arrivalsShare" false (index $root.Values.workers $name)) -}}
+{{- fail (printf "workers.%s: autoscaling.arrivalsShare is set, and keda.signal is redis, which has no figure of arrivals; remove it, or take another keda.signal" $name) -}}
 {{- end -}}
 {{- if and (eq $keda.signal "redis") (not $keda.redis.address) (not $root.Values.redis.enabled) -}}
 {{- fail "keda.redis.address: keda.signal is redis, and KEDA takes no URL; write host:port of the ledger there" -}}

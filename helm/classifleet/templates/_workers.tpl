@@ -27,7 +27,7 @@
 {{- define "classifleet.settings" -}}
 {{- $root := index . 0 -}}
 {{- $given := deepCopy $root.Values.settings -}}
-{{- $own := dict "HTTP_HOST" "0.0.0.0" "HTTP_PORT" "9464" -}}
+{{- $own := dict "HTTP_HOST" "::" "HTTP_PORT" "9464" -}}
 {{- if index . 1 -}}
 {{- $class := include "classifleet.class" . | fromYaml -}}
 {{- $given = mergeOverwrite $given $class.settings -}}
@@ -37,7 +37,9 @@
       "MODEL_REPOSITORY" "/models"
       "DEVICE" (ternary "cuda" "cpu" $class.gpu.enabled)
       "DRAIN_SECONDS" $class.drainSeconds) -}}
-{{- if $root.Values.models.volume.readOnly -}}
+{{- /* It holds compiled code. With pinned models no other pod, and nobody who can write to the volume, may bring any. */ -}}
+{{- $shared := and $root.Values.models.digests (ne $root.Values.models.volume.type "emptyDir") -}}
+{{- if or $root.Values.models.volume.readOnly $shared -}}
 {{- $own = set $own "TUNING_CACHE" "/tmp/tuning" -}}
 {{- end -}}
 {{- else -}}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -51,8 +54,8 @@ class HealthServer:
     @property
     def url(self) -> str:
         """Where it listens."""
-        host, port = self._server.server_address[:2]
-        return f"http://{host!s}:{port}"
+        host, port = str(self._server.server_address[0]), self._server.server_address[1]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def start(self) -> None:
         """Start serving."""
@@ -74,15 +77,39 @@ class _Server(ThreadingHTTPServer):
         """A client that hangs up is not worth a traceback."""
 
 
+class _DualServer(_Server):
+    """For IPv6 addresses; `::` is every address of IPv4, too."""
+
+    address_family = socket.AF_INET6
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # Not HTTPServer's, which asks the resolver for the name of `::`.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+
 def _bind(host: str, port: int | None, handler: type[BaseHTTPRequestHandler]) -> _Server:
     ports = [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS_TRIED)
     for candidate in ports:
         try:
-            return _Server((host, candidate), handler)
+            return _listen(host, candidate, handler)
         except OSError as error:
             reason = error.strerror or str(error)
     tried = f"port {port}" if port is not None else f"none of the ports {FIRST_PORT} to {FIRST_PORT + PORTS_TRIED - 1}"
     raise SettingsError(f"cannot listen on {host}, {tried}: {reason}; set CLASSIFLEET_HTTP_PORT")
+
+
+def _listen(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> _Server:
+    if ":" not in host:
+        return _Server((host, port), handler)
+    try:
+        return _DualServer((host, port), handler)
+    except OSError as error:
+        # A kernel without IPv6: every address is every address of IPv4.
+        if host != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+    return _Server(("0.0.0.0", port), handler)  # noqa: S104 - what `::` asks for
 
 
 def _handler(probes: Mapping[str, Probe]) -> type[BaseHTTPRequestHandler]:
