@@ -18,7 +18,7 @@ from tests.conftest import SettingsFactory
 from tests.fixtures_ledger import QUEUE, Bench, head
 
 OLD = WorkerInfo("w1", ("default",), ("a@1", "b@1"), "1.0")
-NEW = WorkerInfo("w2", ("default", "gpu"), ("a@2",), "1.0")
+NEW = WorkerInfo("w2", ("default", "gpu"), ("a@2",), "1.0", loadable=("a", "a@2", "a@4", "d", "d@1", "e@1"))
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,9 @@ NEW = WorkerInfo("w2", ("default", "gpu"), ("a@2",), "1.0")
         (["a@3"], "classify.default.bulk", False),
         (["b"], "classify.default.bulk", True),
         (["c"], "classify.default.bulk", False),
+        (["a@4", "d"], "classify.gpu.bulk", True),  # it can load them
+        (["e@1"], "classify.gpu.bulk", True),
+        (["e"], "classify.gpu.bulk", False),  # it can load a version, and would pin no job to it
     ],
 )
 def test_who_can_do_it(models: list[str], queue: str, there: bool) -> None:

@@ -192,6 +192,34 @@ def test_what_failed_is_tried_again_when_it_changed_or_when_somebody_says_so(
     settled(shelf, a1="ready", a2="ready", b1="ready")
 
 
+def test_what_others_may_leave_to_this_worker(open_shelf: Open, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, version in (("a", 2), ("c", 1)):
+        add_flavour(folder, name, version)
+    shelf = open_shelf(models=["a", "b"], lazy_models=["b"])
+    assert shelf.loadable() == ("a", "a@1", "a@2", "b", "b@1")
+    monkeypatch.setattr(loading, "load_tuned", lambda *_: 1 / 0)
+
+    async def use() -> None:
+        async with shelf.lent(["b@1"]):
+            assert shelf.loadable() == ("a", "a@1", "a@2")
+
+    asyncio.run(use())
+    names = ["a", "a@1", "b", "b@1", "c", "c@1"]
+    assert [name for name in names if name not in shelf.loadable()] == shelf.lacks(names)
+
+
+def test_a_model_larger_than_all_memory_is_not_waited_for(open_shelf: Open) -> None:
+    shelf = open_shelf(lazy_models=["b"])
+    shelf._settings = shelf._settings.model_copy(update={"models_memory_bytes": 1})
+
+    async def use() -> str:
+        async with shelf.lent(["b@1"]):
+            return shelf.why_not("b@1").args[-1]
+
+    assert "larger than models_memory_bytes" in asyncio.run(use())
+    assert shelf.progress()["b@1"] == "failed"
+
+
 def test_an_empty_repository_is_one_that_is_away(open_shelf: Open, folder: Path) -> None:
     shelf = open_shelf(linger_seconds=0)
     folder.rename(folder.with_name("away"))

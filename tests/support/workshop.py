@@ -54,6 +54,12 @@ class ScriptedLender:
     def left_to_others(self, models: Collection[str], queue: str) -> bool:
         return bool(self.left.intersection(models))
 
+    def at_hand(self, models: Collection[str]) -> bool:
+        return True
+
+    async def bring(self, payload: Payload, lease: Lease, lane: str) -> tuple[Lease, list[Record]]:
+        return lease, []
+
     async def during(
         self, payload: Payload, lease: Lease, lane: str, work: Callable[[Lease], Awaitable[list[Record]]]
     ) -> list[Record]:

@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,14 @@ import pytest
 from classifleet.config.errors import ModelError, StorageError
 from classifleet.config.settings import Settings
 from classifleet.config.storage import FolderStore
-from classifleet.worker.models import ModelDescription, ModelNotFound, Repository, fetch_repository, open_repository
+from classifleet.worker.models import (
+    ModelDescription,
+    ModelNotFound,
+    Repository,
+    fetch_repository,
+    open_repository,
+    repository,
+)
 from tests.models_support import description_fields
 
 PICTURE = b"not really a picture"
@@ -185,6 +194,23 @@ def test_fetch_follows_what_was_added_and_removed(tmp_path, remote, model_file):
     local = fetch_repository(store, tmp_path / "cache")
     assert local.list() == ["pets@1", "pets@2", "pets@3"]
     assert [name for name in store.read if name.endswith(".pt")] == ["pets/3/model.pt"]
+
+
+def test_snapshots_share_files_and_old_ones_go(tmp_path, remote, model_file, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache, seen = repository.default_cache(), []
+    for version in ("3", "4", "5", "6"):
+        model_file.write_bytes(version.encode())
+        remote.add(describe(model_file, version=version), model_file)
+        seen.append(fetch_repository(FolderStore(remote.path), cache))
+    assert sorted(cache.iterdir()) == sorted(local.path for local in seen), "none of them is old"
+    files = {(local.folder("pets@1") / "model.pt").stat().st_ino for local in seen}
+    assert len(files) == 1
+    for age, local in enumerate(reversed(seen)):
+        os.utime(local.path, (0, time.time() - 7200 * age))
+    repository.keep(seen[0])
+    fetch_repository(FolderStore(remote.path), cache)
+    assert {*cache.iterdir()} == {seen[0].path, seen[3].path}, "what is in use, and the current one"
 
 
 def test_fetch_refuses_damage(tmp_path, remote):

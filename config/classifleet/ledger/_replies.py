@@ -86,7 +86,15 @@ def _read_worker(about: bytes, silent_ms: int) -> WorkerInfo:
     pools, models = tuple(told["pools"]), tuple(told["models"])
     names = {field.name for field in fields(WorkerFigures)}
     figures = {name: value for name, value in told.get("figures", {}).items() if name in names}
-    return WorkerInfo(told["owner"], pools, models, told["version"], silent_ms / 1000, WorkerFigures(**figures))
+    return WorkerInfo(
+        told["owner"],
+        pools,
+        models,
+        told["version"],
+        silent_ms / 1000,
+        WorkerFigures(**figures),
+        tuple(told.get("loadable", ())),  # an older version does not say it
+    )
 
 
 def read_members(reply: list[bytes]) -> list[tuple[str, str]]:

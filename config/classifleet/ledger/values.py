@@ -176,7 +176,12 @@ class WorkerFigures:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A process of the fleet. Without `pools` it is an exporter; `silent_seconds` is since it was last heard of."""
+    """A process of the fleet. Without `pools` it is an exporter; `silent_seconds` is since it was last heard of.
+
+    Attributes:
+        models: That are ready, with versions.
+        loadable: What jobs may ask it for, ready or not: with versions, and the names that it has a version for.
+    """
 
     owner: str
     pools: tuple[str, ...]
@@ -184,3 +189,4 @@ class WorkerInfo:
     version: str
     silent_seconds: float = 0.0
     figures: WorkerFigures = WorkerFigures()
+    loadable: tuple[str, ...] = ()

@@ -10,9 +10,9 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from concurrent.futures import CancelledError, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -32,20 +32,21 @@ from classifleet.config import (
     StorageError,
     StorageUnavailable,
 )
-from classifleet.config.payload import MESSAGE_VERSION, explain
+from classifleet.config.payload import explain
 from classifleet.ledger import Begin, Call, Commit, Lease, Ledger, SyncRunner
 from classifleet.worker.commits import Committer, NoPlace, SinkGivenUp
 from classifleet.worker.gate import Gate, GateClosed, Turn
 from classifleet.worker.inflight import InFlight
 from classifleet.worker.instruments import CHUNKS, HANDED_BACK, INFLIGHT, QUEUE_WAIT, observe
 from classifleet.worker.leases import LeaseKeeper
-from classifleet.worker.lending import Lends
+from classifleet.worker.lending import Lends, ModelAway
 from classifleet.worker.logs import log_chunk
 from classifleet.worker.outages import Interrupted, patiently
 from classifleet.worker.pipeline import SUSPECT_DEATHS, Pipeline
 from classifleet.worker.records import failed_records
 from classifleet.worker.sink import Sinks
 from classifleet.worker.tracing import ChunkTrace, Tracing
+from classifleet.worker.wakeups import is_message, lane_of
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -109,7 +110,7 @@ class ChunkRunner:
         self._gate = Gate()
         self._refusing = threading.Event()
         self._stopped = threading.Event()
-        self._running: set[Future[list[Record]]] = set()
+        self._running: set[Future[Any]] = set()
         self.in_flight = InFlight()
 
     def refuse(self) -> None:
@@ -135,7 +136,7 @@ class ChunkRunner:
         Raises:
             Reject: The process is ending, or Redis is away: the message goes back to the broker.
         """
-        if not _is_message(message):
+        if not is_message(message):
             log.error("not a message of ours", queue=queue, fields=sorted(map(str, message))[:8])
             CHUNKS.labels("garbage").inc()
             return
@@ -154,6 +155,14 @@ class ChunkRunner:
         if lease.outcome not in (Begin.RUN, Begin.EXPIRED):
             log.debug("nothing to do", job=message["job"], chunk=message["chunk"], because=lease.outcome.value)
             return
+        held = lease.job, lease.chunk, lease.attempt
+        self._leases.add(held)  # whatever comes next may take long, and a drain must know of it
+        try:
+            self._granted(lease, queue)
+        finally:
+            self._leases.remove(held)
+
+    def _granted(self, lease: Lease, queue: str) -> None:
         try:
             payload = Payload.model_validate_json(lease.payload)
         except ValidationError as error:  # written by a newer classifleet
@@ -163,8 +172,7 @@ class ChunkRunner:
         if lease.outcome is Begin.RUN and self._left_to_others(lease, queue):
             return
         trace = None if self._tracing is None else self._tracing.chunk(lease, queue, len(payload.items))
-        work = _Work(payload, lease, queue, _lane(queue), trace)
-        self._leases.add(work.held)
+        work = _Work(payload, lease, queue, lane_of(queue), trace)
         INFLIGHT.inc(len(payload.items))
         try:
             self._work(work)
@@ -172,7 +180,6 @@ class ChunkRunner:
             if trace is not None:
                 trace.end()
             INFLIGHT.dec(len(payload.items))
-            self._leases.remove(work.held)
 
     def _begin(self, job: str, chunk: str, queue: str) -> Lease:
         grant = uuid.uuid4().hex
@@ -209,9 +216,12 @@ class ChunkRunner:
     def _left_to_others(self, lease: Lease, queue: str) -> bool:
         """Put a chunk aside whose models this worker lacks, and another has."""
         try:
-            if not self._lender.left_to_others(lease.models, queue):
+            left = self._lender.left_to_others(lease.models, queue)
+            if not left and self._lender.offers().keys().isdisjoint(lease.models):
                 return False
-        except LedgerUnavailable:  # not known what others have
+        except LedgerUnavailable:
+            left = False
+        if not left:  # not known what others have, or since just now a version can be pinned
             self._leases.give_back((lease.job, lease.chunk, lease.attempt))
             return True
         log.info("left to workers with its models; parked", job=lease.job, chunk=lease.chunk, models=lease.models)
@@ -221,6 +231,7 @@ class ChunkRunner:
     def _park(self, lease: Lease, reason: str) -> None:
         """Not for this worker: it waits for one that can do it."""
         CHUNKS.labels(reason).inc()
+        self._leases.remove((lease.job, lease.chunk, lease.attempt))
         try:
             self._runner.run(self._ledger.park(lease.job, lease.chunk, self._owner, lease.attempt))
         except LedgerUnavailable:
@@ -237,6 +248,9 @@ class ChunkRunner:
             self._hand_back(work, "drain" if self._interrupt.is_set() else "gate", error)
             if self._interrupt.is_set():
                 raise Reject("the worker is ending", requeue=True) from error
+        except ModelAway as error:
+            if not self._left_to_others(work.lease, work.queue):
+                self._hand_back(work, "models", error)
         except SinkGivenUp as error:
             self._answer(work, "sink", ImageError(ErrorCode.INTERNAL, str(error)), aside=True)
         except (StorageError, StorageUnavailable) as error:
@@ -312,6 +326,9 @@ class ChunkRunner:
             except ImageError as error:
                 return self._failed(work, error)
             self._committer.require_place(work.payload)
+        work, records = self._with_models(work)
+        if records:
+            return records
         if work.lease.deaths >= SUSPECT_DEATHS:
             with self._gate.alone(self._chunk_seconds) as turn:
                 return self._classify(work, turn)
@@ -321,6 +338,19 @@ class ChunkRunner:
     def _failed(self, work: _Work, error: ImageError) -> list[Record]:
         return failed_records(work.payload, error, attempt=work.lease.attempt, worker=self._owner)
 
+    def _with_models(self, work: _Work) -> tuple[_Work, list[Record]]:
+        """Wait for the models before the gate: behind it others would wait as well."""
+        if self._lender.at_hand(work.lease.models):
+            return work, []
+        try:
+            lease, records = self._on_loop(self._lender.bring(work.payload, work.lease, work.lane), Turn())
+        except ModelAway as away:
+            again = away.later and work.lease.attempt < GIVE_UP_FAILURES
+            if again or self._lender.left_to_others(work.lease.models, work.queue):
+                raise
+            return work, []  # answered, with those of its models that are here
+        return replace(work, lease=lease), records
+
     def _classify(self, work: _Work, turn: Turn | None) -> list[Record]:
         mark = partial(self._mark_aside, work, turn) if turn else None
         if turn:
@@ -329,19 +359,20 @@ class ChunkRunner:
         def classify(lease: Lease) -> Awaitable[list[Record]]:
             return self._pipeline.classify(work.payload, lease, work.lane, mark=mark, trace=work.trace)
 
-        future = asyncio.run_coroutine_threadsafe(
-            self._lender.during(work.payload, work.lease, work.lane, classify), self._loop
-        )
+        return self._on_loop(self._lender.during(work.payload, work.lease, work.lane, classify), turn or Turn())
+
+    def _on_loop(self, work: Coroutine[Any, Any, T], turn: Turn) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         self._running.add(future)
         try:
             if self._interrupt.is_set():  # `abort` may have looked before the future was there
                 future.cancel()
-            return self._outcome(future, turn or Turn())
+            return self._outcome(future, turn)
         finally:
             self._running.discard(future)
             future.cancel()
 
-    def _outcome(self, future: Future[list[Record]], turn: Turn) -> list[Record]:
+    def _outcome(self, future: Future[T], turn: Turn) -> T:
         """Wait while it goes on: an ordinary chunk has one clock, a suspect one begins anew with each image."""
         while not future.done():
             left = self._chunk_seconds - turn.still_seconds()
@@ -367,15 +398,3 @@ class ChunkRunner:
         job, chunk, attempt = work.held
         if not self._patiently(self._ledger.mark(job, chunk, self._owner, attempt, image)):
             raise LeaseLost
-
-
-def _is_message(message: Mapping[str, Any]) -> bool:
-    return (
-        message.get("v") == MESSAGE_VERSION
-        and isinstance(message.get("job"), str)
-        and isinstance(message.get("chunk"), str)
-    )
-
-
-def _lane(queue: str) -> Lane:
-    return "interactive" if queue.endswith(".interactive") else "bulk"

@@ -67,6 +67,7 @@ class Device:
         self._idle = False
         self._closed = False
         self._running: Forward | None = None
+        self._call_since: float | None = None
         self._thread = threading.Thread(target=self._run_forever, name="classifleet-device", daemon=True)
         self.lost = ""
         """Why the device answers nothing any more; empty while it does."""
@@ -156,9 +157,9 @@ class Device:
             return None
 
     def busy_seconds(self) -> float:
-        """How long the forward pass that runs now has been running; 0 when idle."""
+        """How long the forward pass, or call, that runs now has been running; 0 when idle."""
         running = self._running
-        since = running.since if running else None
+        since = running.since if running else self._call_since
         return 0.0 if since is None else time.monotonic() - since
 
     def alive(self) -> bool:
@@ -200,6 +201,7 @@ class Device:
             return None
 
     def _answer_call(self, function: Callable[[], Any], done: Future[Any]) -> None:
+        self._call_since = time.monotonic()  # a model that hangs while it warms stops all others
         try:
             result = function()
         except BaseException as error:  # noqa: BLE001 - carried over to the thread that waits
@@ -208,6 +210,8 @@ class Device:
                 self._lose(brief(error))
         else:
             done.set_result(result)
+        finally:
+            self._call_since = None
 
     def _load(self, model: str, make: Callable[[], ModelSlot]) -> None:
         slot = make()

@@ -21,7 +21,7 @@ class Elsewhere:
         self._known: tuple[float, tuple[WorkerInfo, ...]] = (-FRESH_SECONDS, ())
 
     def has(self, models: Collection[str], queue: str) -> bool:
-        """Whether another worker of the queue has all of these models.
+        """Whether another worker of the queue has all of these models, or can load them.
 
         Raises:
             LedgerUnavailable: That is not known.
@@ -35,13 +35,15 @@ class Elsewhere:
 
 
 def able(workers: Collection[WorkerInfo], models: Collection[str], queue: str) -> bool:
-    """Whether one of the workers serves a queue and has all of these models.
+    """Whether one of the workers serves a queue and has all of these models, or can load them.
 
     A model without a version is one that no worker had when its job began: whoever has any version of it will do.
     """
     pool = queue.removeprefix("classify.").rpartition(".")[0]
-    return any(pool in worker.pools and all(_has(worker.models, model) for model in models) for worker in workers)
+    return any(pool in worker.pools and all(_has(worker, model) for model in models) for worker in workers)
 
 
-def _has(there: Collection[str], model: str) -> bool:
-    return model in there if "@" in model else model in {key.partition("@")[0] for key in there}
+def _has(worker: WorkerInfo, model: str) -> bool:
+    if model in worker.models or model in worker.loadable:
+        return True
+    return "@" not in model and model in {key.partition("@")[0] for key in worker.models}

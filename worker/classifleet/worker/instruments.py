@@ -105,7 +105,8 @@ DEAD_LETTERS: Final = Counter(
 )
 HANDED_BACK: Final = Counter(
     "classifleet_handed_back_total",
-    "Chunks that went back to the queue unfinished, by why: `drain`, `timeout`, `sink`, `ledger`, `gate`, `defect`.",
+    "Chunks that went back to the queue unfinished, by why: `drain`, `timeout`, `sink`, `ledger`, `gate`, "
+    "`models`, `defect`.",
     ["reason"],
     registry=REGISTRY,
 )
@@ -276,7 +277,7 @@ DEAD_LETTERS_KEPT: Final = Gauge(
 for _code, _spec in CODES.items():
     if _spec.dead_letter:
         DEAD_LETTERS.labels(_code.value)
-for _reason in ("drain", "timeout", "sink", "ledger", "gate", "defect"):
+for _reason in ("drain", "timeout", "sink", "ledger", "gate", "models", "defect"):
     HANDED_BACK.labels(_reason)
 
 

@@ -25,6 +25,19 @@ log = structlog.get_logger(__name__)
 MS_PER_S: Final = 1000
 
 
+class ModelAway(Exception):
+    """A model that a chunk waited for cannot be asked.
+
+    Args:
+        key: The model.
+        later: It did not fail: there was no room for it, and later there may be.
+    """
+
+    def __init__(self, key: str, *, later: bool) -> None:
+        super().__init__(f"{key} could not be loaded{' for want of room' if later else ''}")
+        self.later = later
+
+
 class Lends(Protocol):
     """What a chunk's way through the worker needs to know of models."""
 
@@ -33,6 +46,12 @@ class Lends(Protocol):
 
     def left_to_others(self, models: Collection[str], queue: str) -> bool:
         """Whether this worker lacks one of the models, and another one has them all."""
+
+    def at_hand(self, models: Collection[str]) -> bool:
+        """Whether none of the models has to be waited for."""
+
+    async def bring(self, payload: Payload, lease: Lease, lane: Lane) -> tuple[Lease, list[Record]]:
+        """Wait for the chunk's models: its lease with the time that is left, and its records if that is none."""
 
     async def during(
         self, payload: Payload, lease: Lease, lane: Lane, work: Callable[[Lease], Awaitable[list[Record]]]
@@ -61,12 +80,50 @@ class Lender:
         return self._shelf.offers()
 
     def left_to_others(self, models: Collection[str], queue: str) -> bool:
-        """Whether this worker lacks one of the models, and another one has them all.
+        """Whether this worker lacks one of the models, and another one has them all. If nobody has, it looks for them.
 
         Raises:
             LedgerUnavailable: It is not known what others have.
         """
-        return bool(self._shelf.lacks(models)) and self._elsewhere.has(models, queue)
+        if self.others_have(models, queue):
+            return True
+        if self._shelf.lacks(models):
+            self._shelf.find()
+        return False
+
+    def others_have(self, models: Collection[str], queue: str) -> bool:
+        """As `left_to_others`, without looking for anything.
+
+        Raises:
+            LedgerUnavailable: It is not known what others have.
+        """
+        if not self._shelf.lacks(models) or not self._elsewhere.has(models, queue):
+            return False
+        if self._shelf.looked_long_ago():
+            self._shelf.look_soon()
+        return True
+
+    def at_hand(self, models: Collection[str]) -> bool:
+        """Whether none of the models has to be waited for."""
+        return self._shelf.at_hand(models)
+
+    async def bring(self, payload: Payload, lease: Lease, lane: Lane) -> tuple[Lease, list[Record]]:
+        """Wait for the chunk's models: its lease with the time that is left, and its records if that is none.
+
+        Raises:
+            ModelAway: One did not come.
+        """
+        brought = lease
+
+        async def see(left: Lease) -> list[Record]:
+            nonlocal brought
+            if away := self._shelf.missing(left.models):
+                raise ModelAway(away[0], later=not self._shelf.lacks(away))
+            brought = left
+            return []
+
+        late = await self.during(payload, lease, lane, see)
+        return brought, late
 
     async def during(
         self, payload: Payload, lease: Lease, lane: Lane, work: Callable[[Lease], Awaitable[list[Record]]]

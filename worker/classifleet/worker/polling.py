@@ -17,7 +17,7 @@ class Polling:
     """A thread that looks at the repository every so many seconds, and lets what is not used any more be unloaded.
 
     Args:
-        look: Looks at the repository; whether it was told to.
+        look: Looks at the repository; also at what failed, if so.
         tidy: Unloads.
         seconds: Between two looks, about, so that a fleet does not look all at once; 0: only when it is told to.
     """
@@ -27,6 +27,7 @@ class Polling:
         self._tidy = tidy
         self._seconds = seconds
         self._told = threading.Event()
+        self._again = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="classifleet-polling", daemon=True)
 
@@ -35,7 +36,12 @@ class Polling:
         self._thread.start()
 
     def now(self) -> None:
-        """Look at once; callable from a signal's handler."""
+        """Look at once, also at what failed; callable from a signal's handler."""
+        self._again = True
+        self._told.set()
+
+    def soon(self) -> None:
+        """Look at once for what is new."""
         self._told.set()
 
     def close(self) -> None:
@@ -49,9 +55,10 @@ class Polling:
             if self._closed:
                 return
             self._told.clear()
+            again, self._again = self._again, False
             try:
                 if told or self._seconds:
-                    self._look(told)
+                    self._look(again)
                 self._tidy()
             except Exception:  # a defect must not end the thread: nothing new would ever be found
                 log.exception("polling the model repository")

@@ -37,13 +37,16 @@ class Roster:
         *,
         pools: tuple[str, ...] = (),
         models: Callable[[], tuple[str, ...]] = tuple,
+        loadable: Callable[[], tuple[str, ...]] = tuple,
         figures: Callable[[], WorkerFigures] = WorkerFigures,
     ) -> None:
         """Start the thread; a process without pools is an exporter. `figures` says what it has done."""
         info = WorkerInfo(owner, pools, (), version("classifleet"))
-        self._thread = threading.Thread(
-            target=self._keep, args=(info, models, figures), name="classifleet-roster", daemon=True
-        )
+
+        def now() -> WorkerInfo:
+            return replace(info, models=models(), figures=figures(), loadable=loadable())
+
+        self._thread = threading.Thread(target=self._keep, args=(info, now), name="classifleet-roster", daemon=True)
         self._thread.start()
 
     def look(self) -> None:
@@ -61,11 +64,9 @@ class Roster:
         if self._thread is not None:
             self._thread.join(CLOSE_SECONDS)
 
-    def _keep(
-        self, info: WorkerInfo, models: Callable[[], tuple[str, ...]], figures: Callable[[], WorkerFigures]
-    ) -> None:
+    def _keep(self, info: WorkerInfo, now: Callable[[], WorkerInfo]) -> None:
         while not self._closed:
-            self._tell(replace(info, models=models(), figures=figures()))
+            self._tell(now())
             self._news.wait(INTERVAL_SECONDS)
             self._news.clear()
         self._tell(info, gone=True)

@@ -174,7 +174,10 @@ class Runtime:
         gc.freeze()  # what a worker begins with stays: to go through it again and again took a fifth of its own time
         if self._roster is not None:
             pools = tuple(self.settings.queues)
-            self._roster.start(self.owner, pools=pools, models=self._ready_models, figures=Figures().take)
+            loadable = tuple if self._shelf is None else self._shelf.loadable
+            self._roster.start(
+                self.owner, pools=pools, models=self._ready_models, loadable=loadable, figures=Figures().take
+            )
         if self._polling is not None:
             self._polling.start()
         log.info("ready", worker=self.owner, models=self._ready_models())
@@ -278,9 +281,9 @@ class Runtime:
         shelf = self._shelf = Shelf(self.settings, device)
         self._stack.callback(shelf.close)
         shelf.fill()
-        self._polling = Polling(lambda told: shelf.look(again=told), shelf.tidy, self.settings.model_poll_seconds)
+        self._polling = Polling(lambda again: shelf.look(again=again), shelf.tidy, self.settings.model_poll_seconds)
         self._stack.callback(self._polling.close)
-        shelf.changed = self._models_changed
+        shelf.changed, shelf.look_soon = self._models_changed, self._polling.soon
         return shelf
 
     def _models_changed(self) -> None:
@@ -332,7 +335,7 @@ class Runtime:
         self, ledger: Ledger, runner: SyncRunner, publisher: Publisher, sinks: Sinks, lender: Lender
     ) -> None:
         reconciler = Reconciler(
-            ledger, runner, publisher, sinks, self.settings, self.owner, left_to_others=lender.left_to_others
+            ledger, runner, publisher, sinks, self.settings, self.owner, left_to_others=lender.others_have
         )
         self._stack.callback(reconciler.close)
         reconciler.start()

@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -32,7 +31,8 @@ from classifleet.worker.instruments import MODEL_BYTES, MODEL_EVICTIONS, MODEL_L
 from classifleet.worker.loading import ModelLoader
 from classifleet.worker.models import ModelDescription, Repository, open_repository
 from classifleet.worker.models.failures import brief
-from classifleet.worker.models.repository import MODEL_FILE
+from classifleet.worker.models.repository import MODEL_FILE, keep
+from classifleet.worker.shelved import Entry, NoRoom, new_entry
 from classifleet.worker.versions import Loaded, Residence, State
 
 LINGER_SECONDS: Final = 600.0
@@ -40,26 +40,6 @@ LINGER_SECONDS: Final = 600.0
 LOOK_AGAIN_SECONDS: Final = 5.0  # at most so often because of a model that is unknown
 ROOM_SECONDS: Final = 60.0  # that a model waits for others to be unused, when memory is short
 log = structlog.get_logger(__name__)
-
-
-class NoRoom(ModelError):
-    """Other models are in use, and there is no memory for one more; later there may be."""
-
-
-@dataclass(slots=True)
-class _Entry:
-    """A model with version, as far as it is known."""
-
-    key: str
-    state: State
-    residence: Residence
-    used_at: float
-    lent: int = 0  # chunks at work
-    size_bytes: int = 0
-    usable: bool = False  # new jobs may be pinned to it
-    problem: str = ""
-    files: tuple[int, ...] = ()  # of the attempt that failed
-    load: Future[None] | None = None  # on its way
 
 
 class Shelf:
@@ -73,6 +53,7 @@ class Shelf:
     Attributes:
         ready: The descriptions of the models that can be asked, by name with version.
         changed: Called when `ready` or `offers` is another, on any thread.
+        look_soon: Called when the repository is to be looked at, since a model is unknown.
     """
 
     def __init__(self, settings: Settings, device: Device, *, linger_seconds: float = LINGER_SECONDS) -> None:
@@ -81,16 +62,18 @@ class Shelf:
         self._linger_seconds = linger_seconds
         self._lock = threading.RLock()
         self._returned = threading.Condition(self._lock)
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._planned: Mapping[str, Residence] = {}
         self._available: frozenset[str] = frozenset()
         self._repository: Repository
+        self._looking = threading.Lock()
         self._looked = 0.0
         self._offers: Mapping[str, Offer] = {}
         self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._closed = False
         self.ready: dict[str, ModelDescription] = {}
         self.changed: Callable[[], None] = lambda: None
+        self.look_soon: Callable[[], None] = lambda: None
 
     @property
     def decode_threads(self) -> int:
@@ -111,6 +94,13 @@ class Shelf:
         """What a job that begins now is answered by, where it names no version."""
         return self._offers
 
+    def loadable(self) -> tuple[str, ...]:
+        """What `lacks` does not say of this worker: versions, and names that have an offer."""
+        with self._lock:
+            gone = {key for key, entry in self._entries.items() if entry.state == "failed"}
+            found = {key for key in self._available if versions.allowed(key, self._settings.models)}
+            return tuple(sorted((found | set(self._entries)) - gone | set(self._offers)))
+
     def fill(self) -> None:
         """Load all that is to be there from the start, in turn; then start the thread that looks after it.
 
@@ -129,7 +119,7 @@ class Shelf:
                 "run `classifleet models build imagenet`, or `classifleet models add`"
             )
         for key, residence in plan.models.items():
-            self._entries[key] = _new(key, residence, usable=True)
+            self._entries[key] = new_entry(key, residence, usable=True)
         for key, residence in plan.models.items():
             description = repository.describe(key)
             if residence == "preloaded":
@@ -148,9 +138,13 @@ class Shelf:
     def look(self, *, again: bool = False) -> None:
         """See what the repository holds now, and have it loaded and unloaded; also what failed, if `again`.
 
-        A repository that is away, or empty, changes nothing.
+        A repository that is away, or empty, changes nothing. It is fetched once at a time.
         """
-        self._looked = time.monotonic()
+        with self._looking:
+            self._look(again)
+            self._looked = time.monotonic()
+
+    def _look(self, again: bool) -> None:
         try:
             repository = open_repository(self._settings.model_repository, self._settings)
             plan = self._plan(repository)
@@ -170,18 +164,33 @@ class Shelf:
 
     def tidy(self) -> None:
         """Have unloaded what nobody planned and nobody has used for a while."""
+        keep(self._repository)
         with self._lock:
             keys = versions.superfluous(self._loaded(), time.monotonic(), self._linger_seconds)
         for key in keys:
             self._work.put(partial(self._put_away, key))
 
     def lacks(self, names: Iterable[str]) -> list[str]:
-        """Those of the models that this worker neither has nor can load. May look into the repository."""
-        unknown = [name for name in names if not self._known(name)]
-        if unknown and time.monotonic() - self._looked > LOOK_AGAIN_SECONDS:
-            self.look()
-            unknown = [name for name in unknown if not self._known(name)]
-        return unknown
+        """Those of the models that this worker neither has nor can load.
+
+        A model without a version is one that no worker could offer when its job began; `begin` pins it, if one can.
+        """
+        return [name for name in names if not (self._known(name) if "@" in name else name in self._offers)]
+
+    def find(self) -> None:
+        """Look into the repository, unless that was done just now; who comes meanwhile waits for the same look."""
+        with self._looking:
+            if self.looked_long_ago():
+                self._look(again=False)
+                self._looked = time.monotonic()
+
+    def looked_long_ago(self) -> bool:
+        """Whether it may be looked into the repository again because of a model that is unknown."""
+        return time.monotonic() - self._looked > LOOK_AGAIN_SECONDS
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Those of the models that cannot be asked now."""
+        return [key for key in keys if key not in self.ready]
 
     def why_not(self, key: str) -> ImageError:
         """What to say of an image that asks for a model that is not ready."""
@@ -205,14 +214,14 @@ class Shelf:
         """Whether none of the models has to be loaded first."""
         return all(key in self.ready or not self._known(key) for key in keys)
 
-    def _lend(self, keys: Iterable[str]) -> tuple[list[_Entry], list[Future[None]]]:
+    def _lend(self, keys: Iterable[str]) -> tuple[list[Entry], list[Future[None]]]:
         with self._lock:
             entries = [self._entries[key] for key in keys if self._known(key)]
             for entry in entries:
                 entry.lent += 1
             return entries, [self._bring(entry) for entry in entries if entry.state != "ready"]
 
-    def _take_back(self, entries: list[_Entry]) -> None:
+    def _take_back(self, entries: list[Entry]) -> None:
         with self._lock:
             for entry in entries:
                 entry.lent -= 1
@@ -224,7 +233,7 @@ class Shelf:
         with self._lock:
             entry = self._entries.get(key)
             if entry is None and key in self._available and versions.allowed(key, self._settings.models):
-                entry = self._entries[key] = _new(key, "passing", usable=False)
+                entry = self._entries[key] = new_entry(key, "passing", usable=False)
             return entry is not None and entry.state != "failed"
 
     def _plan(self, repository: Repository) -> versions.Plan:
@@ -234,23 +243,23 @@ class Shelf:
         self._planned = plan.models
         return plan
 
-    def _follow(self, entry: _Entry | None, key: str, residence: Residence, *, again: bool) -> None:
+    def _follow(self, entry: Entry | None, key: str, residence: Residence, *, again: bool) -> None:
         """Make of an entry what the plan wants it to be."""
         if entry is None:
             log.info("model found", model=key, residence=residence)
-            entry = self._entries[key] = _new(key, residence, usable=residence == "lazy")
+            entry = self._entries[key] = new_entry(key, residence, usable=residence == "lazy")
         entry.residence = residence
         retry = entry.state == "failed" and (again or entry.files != self._files(key))
         if retry or (entry.state == "waiting" and entry.load is None):
             self._bring(entry)
 
-    def _abandon(self, entry: _Entry) -> None:
+    def _abandon(self, entry: Entry) -> None:
         """It is in the plan no more."""
         entry.residence = "passing"
         if entry.state in ("lazy", "failed") and not entry.lent:
             del self._entries[entry.key]
 
-    def _bring(self, entry: _Entry) -> Future[None]:
+    def _bring(self, entry: Entry) -> Future[None]:
         """Have a model loaded; the future ends when that has ended, in whatever way."""
         if entry.load is None:
             entry.load = Future()
@@ -265,7 +274,7 @@ class Shelf:
             except Exception:  # a defect must not end the thread: models would never be loaded again
                 log.exception("models")
 
-    def _load(self, entry: _Entry) -> None:
+    def _load(self, entry: Entry) -> None:
         """Load a model; nothing that goes wrong with it reaches others."""
         repository, key = self._repository, entry.key
         files = self._files(key)
@@ -292,7 +301,7 @@ class Shelf:
         if done is not None:
             done.set_result(None)
 
-    def _arrived(self, entry: _Entry, description: ModelDescription) -> None:
+    def _arrived(self, entry: Entry, description: ModelDescription) -> None:
         with self._lock:
             entry.state, entry.usable, entry.problem = "ready", True, ""
             entry.used_at = time.monotonic()
@@ -325,7 +334,9 @@ class Shelf:
                 gone = versions.evictions(self._loaded(), need, limit)
                 if gone is None:
                     left = end - time.monotonic()
-                    if need > limit or left <= 0 or self._closed:
+                    if need > limit:
+                        raise ModelError(f"{key} ({need} bytes) is larger than models_memory_bytes ({limit})")
+                    if left <= 0 or self._closed:
                         raise NoRoom(f"no room for {key} ({need} bytes) within models_memory_bytes ({limit})")
                     self._returned.wait(left)
                     continue
@@ -367,11 +378,6 @@ class Shelf:
         usable = {key for key, entry in self._entries.items() if entry.usable and entry.state != "failed"}
         self._offers = versions.offers(usable, self._planned, self._settings.canary, self._settings.shadow)
         self.changed()
-
-
-def _new(key: str, residence: Residence, *, usable: bool) -> _Entry:
-    state: State = "waiting" if residence == "preloaded" else "lazy"
-    return _Entry(key, state, residence, time.monotonic(), usable=usable)
 
 
 def _file_bytes(path: Path) -> int:

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 MODEL_FILE: Final = "model.pt"
 DESCRIPTION_FILE: Final = "model.json"
 SNAPSHOT_LENGTH: Final = 16
+SNAPSHOT_KEPT_SECONDS: Final = 3600.0  # other processes of this machine may still read it
 _REFERENCE: Final = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)(?:@(?P<version>[1-9][0-9]*))?")
+_SNAPSHOT: Final = rf"[0-9a-f]{{{SNAPSHOT_LENGTH}}}"
 _VERSION: Final = re.compile(r"[1-9][0-9]*")
 
 
@@ -115,7 +118,12 @@ class Repository:
         return path
 
     def add(
-        self, description: ModelDescription, model_file: Path, *, files: Mapping[str, bytes] | None = None
+        self,
+        description: ModelDescription,
+        model_file: Path,
+        *,
+        files: Mapping[str, bytes] | None = None,
+        linked: bool = False,
     ) -> bool:
         """Add one version, whole or not at all. Adding the same again does nothing.
 
@@ -123,6 +131,7 @@ class Repository:
             description: Its `sha256` must be the model file's.
             model_file: A TorchScript file; it is copied.
             files: Golden pictures by their `Golden.image` paths.
+            linked: The model file never changes: it need not be copied.
 
         Returns:
             Whether it was added (False: the same was there already).
@@ -137,7 +146,7 @@ class Repository:
         _check_golden(description, files)
         target = self.path / description.name / description.version
         with _writing(target.parent) as folder:
-            shutil.copyfile(model_file, folder / MODEL_FILE)
+            (_link_or_copy if linked else shutil.copyfile)(model_file, folder / MODEL_FILE)
             (folder / DESCRIPTION_FILE).write_text(description.to_json(), encoding="utf-8")
             for name, data in files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +221,32 @@ def fetch_repository(store: Store, cache: Path) -> Repository:
         if description.key not in present:
             earlier = _in_another_snapshot(cache, description)
             copy_model(store, name.removesuffix(DESCRIPTION_FILE), description, local, model_file=earlier)
+    if texts:
+        local.path.touch()
+        _remove_old(cache, local.path, time.time() - SNAPSHOT_KEPT_SECONDS)
     return local
+
+
+def _remove_old(cache: Path, current: Path, before: float) -> None:
+    """Remove the snapshots that nobody opened since `before`, but for the last one before the current."""
+    others = [folder for folder in cache.iterdir() if folder != current and re.fullmatch(_SNAPSHOT, folder.name)]
+    by_age = sorted((_opened(folder), folder) for folder in others)
+    for opened, folder in by_age[:-1]:
+        if opened < before:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _opened(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # another process removed it
+        return 0.0
+
+
+def keep(repository: Repository) -> None:
+    """Say that a copy of a remote repository is in use, so that no process removes it."""
+    if repository.path.parent == default_cache() and repository.path.is_dir():
+        repository.path.touch()
 
 
 def copy_model(
@@ -234,7 +268,7 @@ def copy_model(
     try:
         files = {golden.image: store.get(prefix + golden.image) for golden in description.golden}
         if model_file is not None:
-            local.add(description, model_file, files=files)
+            local.add(description, model_file, files=files, linked=True)
             return
         with tempfile.NamedTemporaryFile() as file:
             file.write(store.get(prefix + MODEL_FILE))
@@ -268,6 +302,13 @@ def _check_golden(description: ModelDescription, files: Mapping[str, bytes]) -> 
         if data is None or hashlib.sha256(data).hexdigest() != golden.sha256:
             state = "missing" if data is None else "not the one described"
             raise ModelError(f"{description.key}: the golden picture {golden.image} is {state}")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 @contextmanager
