@@ -40,7 +40,7 @@ def leases_dead(runtime: Any) -> None:
 
 
 def device_dead(runtime: Any) -> None:
-    runtime._parts.device._next = lambda: end
+    runtime._parts.device._next = lambda: None  # ended without a word: an error would be a lost device
     runtime._parts.device.call(int)  # it looks for what is next
 
 
