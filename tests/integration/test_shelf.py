@@ -18,13 +18,7 @@ from classifleet.config import ErrorCode, Item, ModelError, Payload, Record, Set
 from classifleet.ledger import Begin, Lease
 from classifleet.worker import loading
 from classifleet.worker.device import Device
-from classifleet.worker.instruments import (
-    MODEL_BYTES,
-    MODEL_EVICTIONS,
-    MODEL_INFO,
-    MODEL_LOAD_FAILURES,
-    MODELS,
-)
+from classifleet.worker.instruments import MODEL_BYTES, MODEL_EVICTIONS, MODEL_INFO, MODEL_LOAD_FAILURES, MODELS
 from classifleet.worker.lending import Lender
 from classifleet.worker.shelf import Shelf
 from classifleet.worker.waiting import WaitingRoom
