@@ -112,15 +112,14 @@ def monitor(server: RedisServer) -> Iterator[Counter[str]]:
 
 def finished_sizes(server: RedisServer, url: str, sink: str) -> None:
     """Print what stays in Redis of an image that is done."""
+    count = 16_000
     with server.client() as client:
         client.flushdb()
-        empty, count = used(client), 16_000
         submit(url, 32, count)
-        kept = (used(client) - empty) / count
+        kept = used(client) / count
         client.flushdb()
-        empty = used(client)
         submit(url, 32, count, sink=sink)
-        in_sink = (used(client) - empty) / count
+        in_sink = used(client) / count
     print(f"done, records in Redis: {kept:.0f} bytes an image; records in a sink: {in_sink:.1f} bytes an image")
 
 
@@ -132,20 +131,20 @@ def queued_sizes() -> None:
         server.client() as client,
         Fleet(f"{server.url}/0", ephemeral=True) as fleet,
     ):
-        empty, count = used(client), 32_000
+        count = 32_000
         fleet.submit_many((REF.format(n) for n in range(count)), models="null")
-        bulk = (used(client) - empty) / count
+        bulk = used(client) / count
         client.flushdb()
-        empty, count = used(client), 2000
+        count = 2000
         for n in range(count):
             fleet.submit(REF.format(n), models="null")
-        single = (used(client) - empty) / count
+        single = used(client) / count
     print(f"queued: {bulk:.0f} bytes an image in chunks of 32; {single:.0f} bytes as a job of its own")
 
 
 def used(client: redis.Redis) -> int:
-    """Bytes that the data takes."""
-    return int(client.info("memory")["used_memory_dataset"])
+    """Bytes that all keys take, with what they hold."""
+    return sum(int(client.memory_usage(key, samples=0) or 0) for key in client.scan_iter(count=1000))
 
 
 if __name__ == "__main__":

@@ -81,8 +81,10 @@ def common_error(answers: Iterable[ModelAnswer]) -> ImageError:
 
 def _best_first(scores: NDArray[np.float32], count: int) -> list[int]:
     """Indices of the `count` highest scores, highest first; equal scores by index."""
+    if len(scores) <= SORTED_AT_ONCE:  # not by numpy: it lets go of the interpreter's lock, and waits to have it back
+        return sorted(range(len(scores)), key=scores.tolist().__getitem__, reverse=True)[:count]
     falling = -scores
-    if count >= len(scores) or len(scores) <= SORTED_AT_ONCE:
+    if count >= len(scores):
         order = falling.argsort(kind="stable")
     else:  # all that are as good as the last one that is wanted, so that equal scores stay in order
         last = np.partition(falling, count - 1)[count - 1]
