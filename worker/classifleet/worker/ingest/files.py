@@ -86,9 +86,11 @@ def _open(root: str, parts: tuple[str, ...]) -> int:
 
 def _read(descriptor: int, most_bytes: int) -> bytes:
     try:
-        _require_regular(os.fstat(descriptor))
+        status = os.fstat(descriptor)
+        _require_regular(status)
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(most_bytes)
+            data = file.read(min(status.st_size + 1, most_bytes))  # room for the most would be made, and thrown away
+            return data if len(data) <= status.st_size else data + file.read(most_bytes - len(data))
     finally:
         os.close(descriptor)
 
