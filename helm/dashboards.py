@@ -185,6 +185,11 @@ ROWS: Final[dict[str, Sequence[Panel]]] = {
                 "{{reason}} {{model}}": rate("classifleet_dropped_images_total", "reason, model"),
             },
         ),
+        Panel(
+            "Content cache", IMAGES_PER_SECOND, stacked=True,
+            why="Images of models with a content cache: only a miss is decoded and run.",
+            queries={"{{outcome}}": rate("classifleet_cache_total", "outcome")},
+        ),
     ),
     "Fleet size": (
         Panel(

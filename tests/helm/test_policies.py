@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from typing import Any
 
 import pytest
@@ -203,6 +204,27 @@ def test_the_trial_redis_keeps_what_it_accepts() -> None:
     assert container["resources"]["limits"]["memory"] == "768Mi", "half as much again, for the fork that saves"
     worker = dict(containers(objects))["demo-classifleet-cpu/worker"]
     assert worker["env"][0]["valueFrom"]["secretKeyRef"] == {"name": "demo-classifleet-redis", "key": "broker-url"}
+
+
+def test_a_trial_redis_has_the_password_that_it_was_given() -> None:
+    """One made by chance would be another with each rendering that does not see the cluster."""
+    [first, second] = [
+        one(render(LEAST, BROKERS["bundled"], {"redis": {"password": "s3cret"}}), "Secret", "-redis")["data"]
+        for _ in range(2)
+    ]
+    assert first == second
+    assert b64decode(first["broker-url"]) == b"redis://:s3cret@demo-classifleet-redis.shop.svc:6379/0"
+    assert b"requirepass s3cret\n" in b64decode(first["redis.conf"])
+
+
+def test_no_folder_keeps_a_node_that_the_autoscaler_can_spare(fleet: list[Object]) -> None:
+    """But for the data of a trial Redis."""
+    for deployment in of_kind(fleet, "Deployment"):
+        template = deployment["spec"]["template"]
+        local = {volume["name"] for volume in template["spec"]["volumes"] if "emptyDir" in volume}
+        annotations = template["metadata"].get("annotations", {})
+        named = annotations.get("cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes", "")
+        assert local - {"data"} <= {*named.split(",")}, deployment["metadata"]["name"]
 
 
 def test_egress_is_public_or_named() -> None:

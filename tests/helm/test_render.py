@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 from helm_python.errors import HelmValuesError
 
+from classifleet.config import Settings
 from tests.helm.support import (
     CHART,
     EXAMPLES,
@@ -256,6 +257,8 @@ def test_notes_say_what_is_there() -> None:
         "NOTE: gpu: one job shows at most 320000 images, i.e. 3 pods by backlog; raise SUBMISSION_WINDOW of the "
         "producers, or lower drainGoalSeconds."
     ]
+    window = Settings.model_fields["submission_window"].default
+    assert f"{{{{- $job := mul {window} " in (CHART / "templates" / "NOTES.txt").read_text()
     assert "one job shows" not in notes(LEAST, {"workers": {"cpu": {"autoscaling": dict(KEDA)}}})
     for text in (trial, production):
         assert "rollout status deployment/demo-classifleet-gpu" in text

@@ -40,6 +40,7 @@ EMPTY_QUERIES = {
     "kube_horizontalpodautoscaler_spec_max_replicas": KUBE,
     "classifleet_padded_images_total": "this backend wants no padding",
     "classifleet_dropped_images_total": "no image of this load has a deadline",
+    "classifleet_cache_total": "no model of this load has a content cache",
     "classifleet_waiting_chunks": "no host of this load is slow",
 }
 
