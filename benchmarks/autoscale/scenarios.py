@@ -23,6 +23,7 @@ from benchmarks.autoscale.scalers import (
     Signal,
 )
 
+from classifleet.config import Settings
 from classifleet.config.autoscale import target_images
 
 RESULTS: Final = Path(__file__).parents[1] / "results" / "fleet.json"
@@ -32,6 +33,7 @@ DRAIN_SECONDS: Final = 300.0
 SHORT_DRAIN_SECONDS: Final = 30.0
 HOUR: Final = 3600.0
 BURST: Final = 1_000_000
+WINDOW_IMAGES: Final = Settings.model_fields["submission_window"].default * CHUNK_IMAGES  # of a job, in the queue
 SAMPLES: Final = 300
 SEED: Final = 1
 
@@ -142,6 +144,7 @@ def scenarios(cpu: Kind) -> list[Scenario]:
         Scenario("steady", cpu, limits, 3 * HOUR, _between(warm, 2 * HOUR, 4.5 * rate), begin=5),
         Scenario("diurnal", cpu, limits, 24 * HOUR, lambda at: 8 * rate * _daylight(at), slice_seconds=5.0),
         Scenario("burst of a million", cpu, limits, 1.5 * HOUR, events=((600.0, lambda it: it.arrive(BURST)),)),
+        Scenario("a million as one job", cpu, limits, 1.5 * HOUR, events=((600.0, partial(_submit, images=BURST)),)),
         Scenario("cold start of 6 min (GPU)", gpu, limits, 3 * HOUR, _between(0, HOUR, 6 * GPU_IMAGES_PER_SECOND)),
         Scenario(
             "killed node",
@@ -224,6 +227,15 @@ def _between(begin: float, end: float, rate: float) -> Load:
 def _daylight(at: float) -> float:
     """Nothing from six in the evening to six in the morning, and most at noon."""
     return max(0.0, -math.cos(2 * math.pi * at / (24 * HOUR)))
+
+
+def _submit(simulation: Simulation, *, images: int) -> None:
+    """One job: its producer keeps `submission_window` chunks in the queue, and holds back the rest."""
+    lot = min(images, WINDOW_IMAGES - (simulation.arrived - simulation.done))
+    if lot > 0:
+        simulation.arrive(lot)
+    if images > lot:
+        simulation.at(simulation.now + 1.0, partial(_submit, simulation, images=images - max(lot, 0)))
 
 
 def _kill_a_node(simulation: Simulation) -> None:
