@@ -270,6 +270,7 @@ def opened(
 ) -> Iterator[Arena]:
     """An arena; everything that it started ends with it."""
     folder.mkdir(parents=True, exist_ok=True)
+    place.web.close_gates()  # scenarios share the server, and names of gates
     with ExitStack() as stack:
         arena = Arena(
             place,

@@ -56,6 +56,10 @@ class GatedWeb:
 
         asyncio.run_coroutine_threadsafe(opened(), self._loop).result()
 
+    def close_gates(self) -> None:
+        """Let all gates hold again what comes."""
+        self._loop.call_soon_threadsafe(self._open.clear)
+
     async def _gate(self, request: web.Request) -> web.Response:
         gate = request.match_info["gate"]
         self._waiting[gate] += 1
