@@ -40,6 +40,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
         {"models": {"source": "", "digests": {"a@1": "0" * 64}, "volume": {"type": "hostPath"}}},
         "models.digests: they are checked when models are fetched; set models.source",
     ),
+    (cpu(strategy={"rollingUpdate": {"maxUnavailable": 0}}), "workers.cpu: strategy.rollingUpdate lets no pod come"),
     ({"models": {"digests": {"a@1": "0" * 64}}}, "workers.cpu: models is empty, so that all are loaded"),
     (
         {"models": {"digests": {"a@1": "0" * 64}}, **cpu(models=["a@1", "a"])},

@@ -157,6 +157,16 @@ def test_names_stay_within_what_kubernetes_takes() -> None:
         render(LEAST, {"workers": {"a" * 21: {}}})
 
 
+def test_names_that_look_like_numbers_or_domains_are_names() -> None:
+    secret = {"broker": {"existingSecret": "456"}}
+    for thing in render(LEAST, secret, name="123"):
+        check(thing)
+    deployment = one(render(LEAST, secret, name="123"), "Deployment", "-cpu")
+    assert deployment["spec"]["selector"]["matchLabels"]["app.kubernetes.io/instance"] == "123"
+    assert "456" in str(deployment["spec"]["template"]["spec"]["containers"][0]["env"])
+    assert not [each for each in render(LEAST, name="my.release") if "." in each["metadata"]["name"]]
+
+
 def test_no_two_objects_share_a_name_and_all_are_in_the_namespace() -> None:
     for values in (EVERYTHING, BROKERS["bundled"], {}):
         objects = render(LEAST, {"workers": CLASSES}, values)

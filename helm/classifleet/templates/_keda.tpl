@@ -121,7 +121,7 @@ triggers:
 {{- if $keda.redis.existingSecret }}
 {{- range $parameter, $key := dict "username" $keda.redis.usernameKey "password" $keda.redis.passwordKey "ca" $keda.redis.caKey "cert" $keda.redis.certKey "key" $keda.redis.keyKey }}
 {{- if $key }}
-- {parameter: {{ $parameter }}, name: {{ $keda.redis.existingSecret }}, key: {{ $key }}}
+- {parameter: {{ $parameter }}, name: {{ quote $keda.redis.existingSecret }}, key: {{ quote $key }}}
 {{- end }}
 {{- end }}
 {{- else if .Values.redis.enabled }}
@@ -129,7 +129,7 @@ triggers:
 {{- end }}
 {{- else if and $used (eq $keda.signal "prometheus") $keda.prometheus.existingSecret }}
 {{- range $keda.prometheus.parameters }}
-- {parameter: {{ . }}, name: {{ $keda.prometheus.existingSecret }}, key: {{ . }}}
+- {parameter: {{ . }}, name: {{ quote $keda.prometheus.existingSecret }}, key: {{ . }}}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -3,17 +3,18 @@
 {{- define "classifleet.fullname" -}}
 {{- $name := default "classifleet" .Values.nameOverride -}}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
-{{- default $full .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- /* A release's name may hold dots, that of a Service may not. */ -}}
+{{- default $full .Values.fullnameOverride | replace "." "-" | trunc 40 | trimSuffix "-" -}}
 {{- end }}
 
 {{/* What selects pods: it never changes for as long as the release lives. Of (list $ component class). */}}
 {{- define "classifleet.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ default "classifleet" $root.Values.nameOverride }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ default "classifleet" $root.Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- with index . 2 }}
-classifleet/class: {{ . }}
+classifleet/class: {{ quote . }}
 {{- end }}
 {{- end }}
 
@@ -57,7 +58,7 @@ classifleet/class: {{ . }}
 {{- $root := index . 0 -}}
 {{- $place := index $root.Values (index . 1) -}}
 {{- if $place.existingSecret -}}
-{name: {{ $place.existingSecret }}, key: {{ $place.key }}}
+{name: {{ quote $place.existingSecret }}, key: {{ quote $place.key }}}
 {{- else if and $root.Values.redis.enabled (eq (index . 1) "broker") -}}
 {name: {{ include "classifleet.fullname" $root }}-redis, key: broker-url}
 {{- end -}}

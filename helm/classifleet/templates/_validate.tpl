@@ -87,6 +87,10 @@
 {{- if lt $grace $least -}}
 {{- fail (printf "workers.%s: terminationGracePeriodSeconds is %d, and a drain takes up to %d (drainSeconds + 30), so that Kubernetes would kill chunks at work; raise it, or lower drainSeconds" $name $grace $least) -}}
 {{- end -}}
+{{- $rolling := $class.strategy.rollingUpdate -}}
+{{- if and (eq $class.strategy.type "RollingUpdate") (has (toString $rolling.maxSurge) (list "0" "0%")) (has (toString $rolling.maxUnavailable) (list "0" "0%")) -}}
+{{- fail (printf "workers.%s: strategy.rollingUpdate lets no pod come before one goes (maxSurge) nor one go before another comes (maxUnavailable); raise one of them" $name) -}}
+{{- end -}}
 {{- $settings := mergeOverwrite (deepCopy $root.Values.settings) $class.settings -}}
 {{- range list "NAMESPACE" "POOLS" -}}
 {{- if hasKey $class.settings . -}}

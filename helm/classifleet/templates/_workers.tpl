@@ -72,8 +72,8 @@ CLASSIFLEET_{{ $name }}: {{ ternary $value (toJson $value) (kindIs "string" $val
 {{- end }}
 {{- with .Values.s3 }}
 {{- if .existingSecret }}
-- {name: AWS_ACCESS_KEY_ID, valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .accessKeyIdKey }}}}}
-- {name: AWS_SECRET_ACCESS_KEY, valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .secretAccessKeyKey }}}}}
+- {name: AWS_ACCESS_KEY_ID, valueFrom: {secretKeyRef: {name: {{ quote .existingSecret }}, key: {{ quote .accessKeyIdKey }}}}}
+- {name: AWS_SECRET_ACCESS_KEY, valueFrom: {secretKeyRef: {name: {{ quote .existingSecret }}, key: {{ quote .secretAccessKeyKey }}}}}
 {{- end }}
 {{- end }}
 {{- with .Values.extraEnv }}
