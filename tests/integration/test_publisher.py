@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ import redis
 
 from classifleet.config import BrokerUnavailable, Settings, SettingsError, message
 from classifleet.config.celery_app import Publisher, make_app
+from classifleet.config.errors import BrokerFull
 from classifleet.config.payload import TASK_NAME
 from tests.conftest import SettingsFactory
+from tests.support import RedisServer
 
 QUEUE = "classify.default.bulk"
 
@@ -88,6 +91,18 @@ def test_variables_of_the_host_do_not_redirect(
     monkeypatch.setenv("CELERY_BROKER_WRITE_URL", "redis://127.0.0.1:1/0")
     publisher.publish([(QUEUE, message("j", "0"))])
     assert len(waiting(broker)) == 1
+
+
+@pytest.mark.parametrize("messages", [1, 3])
+@pytest.mark.parametrize("transport", ["atomic", "stock"])
+def test_a_broker_at_its_maxmemory_is_full_and_not_away(tmp_path: Path, transport: str, messages: int) -> None:
+    with RedisServer.start(tmp_path, "--maxmemory-policy", "noeviction") as server, server.client() as admin:
+        publisher = Publisher(Settings.load(broker_url=f"{server.url}/0", transport=transport))
+        publisher.publish([(QUEUE, message("j", "0"))])
+        admin.config_set("maxmemory", 1)
+        with pytest.raises(BrokerFull):
+            publisher.publish([(QUEUE, message("j", str(number))) for number in range(messages)])
+        publisher.close()
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["down", "silent"])

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,32 @@ def test_a_lazy_model_is_loaded_at_its_first_use_while_others_run(
 
     assert asyncio.run(both()) == ("one", "one")
     assert shelf.progress() == {"a@1": "ready", "b@1": "ready"}
+
+
+def test_jobs_wait_for_the_first_version_of_a_new_model(
+    open_shelf: Open, folder: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = open_shelf()
+    go = threading.Event()
+    real = loading.load_tuned
+
+    def slow(*arguments: Any) -> Any:
+        assert go.wait(10)
+        return real(*arguments)
+
+    monkeypatch.setattr(loading, "load_tuned", slow)
+    add_flavour(folder, "c", 1, says=1)
+    add_flavour(folder, "a", 2, says=1)
+    shelf.look()
+    assert shelf.offers() == {"a": "1", "b": "1", "c": "1"}, "a has a version that can answer meanwhile"
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(says, shelf, device, "c@1")
+        wait_until(lambda: "loading" in shelf.progress().values(), "a load to begin")
+        assert not answer.done()
+        go.set()
+        assert answer.result() == "two"
+    settled(shelf, a1="ready", a2="ready", b1="ready", c1="ready")
+    assert shelf.offers() == {"a": "2", "b": "1", "c": "1"}
 
 
 def test_a_load_gives_way_to_batches(open_shelf: Open, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

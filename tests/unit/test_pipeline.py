@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from classifleet.config import ErrorCode, ImageError, Lane, LedgerUnavailable, Payload, Record
 from classifleet.config.reference import Reference
@@ -172,6 +174,18 @@ def test_what_goes_wrong_stays_with_its_image(run: Any, found: Any, code: str) -
     assert good["status"] == "ok"
     assert bad["error"]["code"] == code
     assert "surprise" not in bad["error"]["message"]  # an internal error's text stays in the log
+
+
+def test_nothing_of_a_picture_that_failed_waits_for_the_collector(run: Any) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        records = run({str(number): jpeg(230)[:-100] for number in range(8)})
+        left = [thing for thing in gc.get_objects() if issubclass(type(thing), ImageFile)]
+    finally:
+        gc.enable()
+    assert {record["error"]["code"] for record in records} == {"undecodable"}
+    assert not left
 
 
 def test_two_models_share_one_fetch_and_one_decode_and_fail_apart(run: Any) -> None:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 LANES: Final[tuple[Lane, ...]] = ("interactive", "bulk")
 PUBLISH_CONNECTIONS: Final = 4  # per process; a publish holds one for well under a millisecond
 _RETRIES: Final = 1  # each attempt gets its share of the caller's time
-_OUT_OF_MEMORY: Final = "OOM command not allowed"  # Redis at its maxmemory
+# Redis at its maxmemory. redis-py takes the OOM in front away, except from a script's error.
+_OUT_OF_MEMORY: Final = "command not allowed when used memory"
 _RETRY_PAUSE_SECONDS: Final = 0.05
 
 _CONF: Final[dict[str, Any]] = {
@@ -136,7 +137,7 @@ class Publisher:
         try:
             yield
         except (KombuError, RedisError, OSError) as error:
-            if _OUT_OF_MEMORY in str(error):
+            if _is_full(error):
                 raise BrokerFull(f"the broker {mask_url(self._url)} is full: {error}") from error
             raise BrokerUnavailable(f"the broker {mask_url(self._url)} did not answer: {error}") from error
 
@@ -214,6 +215,15 @@ class Publisher:
                 connection = Connection(self._url, connect_timeout=seconds, transport_options=options)
                 self._pool = connection.Pool(limit=PUBLISH_CONNECTIONS)
             return self._pool
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether it comes of Redis at its maxmemory. kombu puts errors of its own over that of Redis."""
+    while error is not None:
+        if _OUT_OF_MEMORY in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _body(message: Message) -> tuple[list[Any], Message, dict[str, None]]:

@@ -244,6 +244,8 @@ class Pipeline:
         except TimeoutError:
             image.error = ImageError(ErrorCode.DEADLINE_EXCEEDED)
         except ImageError as error:
+            # The frames of its traceback hold the file, the picture and, in a circle, this image.
+            error.__traceback__ = error.__cause__ = error.__context__ = None
             image.error = error
         except Exception as error:  # the last line of defence between one image and its neighbours
             log.exception("image failed", job=chunk.payload.job, chunk=chunk.payload.chunk, id=image.item.id)

@@ -250,7 +250,8 @@ class Shelf:
             entry = self._entries[key] = new_entry(key, residence, usable=residence == "lazy")
         entry.residence = residence
         retry = entry.state == "failed" and (again or entry.files != self._files(key))
-        if retry or (entry.state == "waiting" and entry.load is None):
+        passed_by = entry.state == "lazy" and not entry.usable and residence == "preloaded"
+        if retry or (entry.load is None and (entry.state == "waiting" or passed_by)):
             self._bring(entry)
 
     def _abandon(self, entry: Entry) -> None:
@@ -290,6 +291,7 @@ class Shelf:
                 if isinstance(error, NoRoom):  # a new version is tried again at the next look, others when asked for
                     new = entry.residence == "preloaded" and not entry.usable
                     entry.state = "waiting" if new else "lazy"
+                    entry.usable |= entry.residence == "lazy"
                 else:
                     entry.state, entry.usable = "failed", False
         else:
@@ -375,7 +377,12 @@ class Shelf:
         return list(self.progress().values()).count(state)
 
     def _change(self) -> None:
-        usable = {key for key, entry in self._entries.items() if entry.usable and entry.state != "failed"}
+        entries = [entry for entry in self._entries.values() if entry.state != "failed"]
+        usable = {entry.key for entry in entries if entry.usable}
+        answered = {key.partition("@")[0] for key in usable.difference(versions.keys_of(self._settings.shadow))}
+        # For its first version a model's jobs wait, as for a lazy one. One that had its chance is left to others.
+        new = [e.key for e in entries if e.residence == "preloaded" and not e.problem]
+        usable.update(key for key in new if key.partition("@")[0] not in answered)
         self._offers = versions.offers(usable, self._planned, self._settings.canary, self._settings.shadow)
         self.changed()
 
