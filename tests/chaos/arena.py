@@ -206,7 +206,8 @@ class Arena:
 
         def stopped_at_work() -> bool:
             victim.process.signal(signal.SIGSTOP)
-            if self.observer.at_work({victim.process.pid}):
+            held = self.observer.at_work({victim.process.pid})
+            if held and not any(each.alone for each in held):
                 return True
             victim.process.signal(signal.SIGCONT)
             return False
