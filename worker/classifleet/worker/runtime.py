@@ -14,13 +14,14 @@ import socket
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import stamina.instrumentation
 import structlog
 from redis import RedisError
 
-from classifleet.config import Keys, Settings
+from classifleet.config import ClassifleetError, Keys, LedgerUnavailable, Settings
 from classifleet.config.celery_app import Publisher
 from classifleet.config.claims import Claims
 from classifleet.ledger import Ledger, Replicas, SyncRunner, connect, require_fit
@@ -43,7 +44,7 @@ from classifleet.worker.lanes import LaneExecutor
 from classifleet.worker.leases import LeaseKeeper
 from classifleet.worker.lending import Lender
 from classifleet.worker.memory import MemoryWatch, cgroup_limit, limit_bytes
-from classifleet.worker.outages import Outages, WatchedRunner
+from classifleet.worker.outages import Outages, WatchedRunner, is_away
 from classifleet.worker.pipeline import Pipeline
 from classifleet.worker.polling import Polling
 from classifleet.worker.probes import Pulse, Vitals, live
@@ -119,9 +120,7 @@ class Runtime:
         runner = WatchedRunner(client, url, Replicas.of(settings), self.outages)
         self._stack.callback(runner.close)
         # Made before the models are loaded: it refuses settings that it cannot read.
-        fetcher = Fetcher(
-            settings, read_blob=lambda job, chunk, sha256: runner.run(ledger.get_blob(job, chunk, sha256))
-        )
+        fetcher = Fetcher(settings, read_blob=partial(_read_blob, runner, ledger))
         require_fit(runner.client, ledger.keys, url, ephemeral=settings.ephemeral)
 
         loop, pulse = self._start_loop()  # before the device, which answers to it until it is closed
@@ -368,6 +367,16 @@ class Runtime:
         self._stack.callback(stop)
         thread.start()
         return loop, Pulse(loop, thread)
+
+
+def _read_blob(runner: SyncRunner, ledger: Ledger, job: str, chunk: str, sha256: str) -> bytes | None:
+    """A parked image; LedgerUnavailable only if it is worth waiting for."""
+    try:
+        return runner.run(ledger.get_blob(job, chunk, sha256))
+    except LedgerUnavailable as error:
+        if is_away(error):
+            raise
+        raise ClassifleetError(str(error)) from error
 
 
 def _run_on(loop: asyncio.AbstractEventLoop, coroutine: Any) -> Any:

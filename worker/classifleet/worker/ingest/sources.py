@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from classifleet.config import Lane
-from classifleet.config.errors import ClassifleetError, ErrorCode, ImageError
+from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.config.reference import Reference, decode_data_uri, redact
 from classifleet.config.settings import Settings
 from classifleet.worker.ingest.admission import Admission, Ticket
@@ -25,6 +25,7 @@ from classifleet.worker.ingest.hosts import HostTable
 from classifleet.worker.ingest.http import HttpClient
 from classifleet.worker.ingest.memory import MemoryBudget, keep_or_release
 from classifleet.worker.ingest.pace import Notify
+from classifleet.worker.ingest.parked import ParkedReader, ReadBlob
 from classifleet.worker.ingest.policy import AddressPolicy
 from classifleet.worker.ingest.resolver import GetAddrInfo
 from classifleet.worker.ingest.s3 import S3Reader, source_prefixes
@@ -38,7 +39,6 @@ DATA_THREADS: Final = 2
 PATIENCE_SHARE: Final = 0.5  # of the time an image has; a host that was given less is not held to have failed
 INLINE_DECODE_CHARS: Final = 128 << 10  # base64 longer than this (about 0.1 ms) is decoded off the event loop
 
-ReadBlob = Callable[[str, str, str], bytes | None]
 _log = logging.getLogger(__name__)
 
 
@@ -61,7 +61,7 @@ class Fetcher:
     Args:
         settings: What may be read, from where, and how long it may take.
         read_blob: Reads a parked image of a job, a chunk and a sha256 from the ledger; None if there is none.
-            Called in a thread.
+            Called in a thread. LedgerUnavailable is waited for.
         getaddrinfo: Looks host names up; for tests.
 
     Raises:
@@ -73,7 +73,6 @@ class Fetcher:
     ) -> None:
         require_sources(settings)
         self._settings = settings
-        self._read_blob = read_blob
         self._memory = MemoryBudget(max(settings.fetch_max_total_bytes, 2 * settings.max_bytes), settings.max_bytes)
         self._slots = FetchSlots(settings.fetch_concurrency, settings.fetch_slow_concurrency)
         self._hosts = HostTable(
@@ -93,6 +92,7 @@ class Fetcher:
         self._file_pool = LaneExecutor(FILE_THREADS, "classifleet-files")
         self._blob_pool = LaneExecutor(BLOB_THREADS, "classifleet-blobs")
         self._data_pool = LaneExecutor(DATA_THREADS, "classifleet-data")
+        self._parked = ParkedReader(settings, read_blob, self._admission, self._blob_pool)
         self._claims = ClaimReader(settings, self._admission, self._blob_pool)
 
     async def start(self) -> None:
@@ -176,7 +176,7 @@ class Fetcher:
             case "data":
                 return await self._run(self._data_pool, lambda: decode_data_uri(location, max_bytes=max_bytes), ticket)
             case "blob":
-                return await self._run(self._blob_pool, lambda: self._blob(job, chunk, location), ticket)
+                return await self._parked.read(job, chunk, location, ticket)
             case "claim":
                 return await self._claims.read(job, chunk, location, ticket)
         raise ImageError(ErrorCode.INVALID_REFERENCE, f"{reference.scheme!r} is not a scheme that can be fetched")
@@ -186,20 +186,6 @@ class Fetcher:
         async with self._admission.working(ticket):
             data = await pool.run(ticket.lane, call)
         ticket.hold.charge(len(data))
-        return data
-
-    def _blob(self, job: str, chunk: str, sha256: str) -> bytes:
-        try:
-            data = self._read_blob(job, chunk, sha256)
-        except Exception as error:  # whatever the ledger's client raises, the image is what cannot be had
-            problem = str(error) if isinstance(error, ClassifleetError) else type(error).__name__
-            raise ImageError(ErrorCode.FETCH_FAILED, f"the parked image could not be read: {problem}") from error
-        if data is None:
-            raise ImageError(ErrorCode.NOT_FOUND, "the parked image is gone: its time to live has ended")
-        if len(data) > self._settings.max_bytes:
-            raise ImageError(
-                ErrorCode.TOO_LARGE, f"the image has {len(data)} bytes; at most {self._settings.max_bytes} are read"
-            )
         return data
 
 
