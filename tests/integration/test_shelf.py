@@ -75,6 +75,19 @@ def says(shelf: Shelf, device: Device, key: str) -> str:
     return asyncio.run(ask())
 
 
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Loads that begin from now on wait for it."""
+    go = threading.Event()
+    real = loading.load_tuned
+
+    def slow(*arguments: Any) -> Any:
+        assert go.wait(10)
+        return real(*arguments)
+
+    monkeypatch.setattr(loading, "load_tuned", slow)
+    return go
+
+
 def settled(shelf: Shelf, **states: str) -> None:
     """Wait until these models (`a1`) are in these states, and no other is there."""
     wanted = {f"{name[:-1]}@{name[-1]}": state for name, state in states.items()}
@@ -241,14 +254,7 @@ def test_a_lazy_model_is_loaded_at_its_first_use_while_others_run(
     shelf = open_shelf(lazy_models=["b"])
     assert shelf.progress() == {"a@1": "ready", "b@1": "lazy"}
     assert shelf.offers() == {"a": "1", "b": "1"}
-    go = threading.Event()
-    real = loading.load_tuned
-
-    def slow(*arguments: Any) -> Any:
-        assert go.wait(10)
-        return real(*arguments)
-
-    monkeypatch.setattr(loading, "load_tuned", slow)
+    go = held(monkeypatch)
 
     async def both() -> tuple[str, str]:
         waits = [asyncio.create_task(asyncio.to_thread(says, shelf, device, "b@1")) for _ in range(2)]
@@ -267,14 +273,7 @@ def test_jobs_wait_for_the_first_version_of_a_new_model(
     open_shelf: Open, folder: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf = open_shelf()
-    go = threading.Event()
-    real = loading.load_tuned
-
-    def slow(*arguments: Any) -> Any:
-        assert go.wait(10)
-        return real(*arguments)
-
-    monkeypatch.setattr(loading, "load_tuned", slow)
+    go = held(monkeypatch)
     add_flavour(folder, "c", 1, says=1)
     add_flavour(folder, "a", 2, says=1)
     shelf.look()
