@@ -42,6 +42,9 @@ def test_a_commit_is_of_the_images_that_were_begun(bench: Bench) -> None:
     new = bench.begin("j", "c1")
     assert bench.commit("j", "c1", old.attempt, digest=old.digest) == (Commit.GONE, False)
     assert bench.commit("j", "c1", new.attempt, digest=new.digest) == (Commit.COMMITTED, False)
+    assert old.attempt == new.attempt
+    assert bench.commit("j", "c1", old.attempt, digest=old.digest) == (Commit.GONE, False)
+    assert bench.commit("j", "c1", new.attempt, digest=new.digest) == (Commit.REPEATED, False)
 
 
 def test_the_first_commit_wins(bench: Bench) -> None:

@@ -176,7 +176,9 @@ def test_records_wait_for_a_sink_that_refuses(
     running.result(30)
     part = bench.run(bench.ledger.part("j", "0"))
     assert part is not None
-    assert (part.name, workshop.pipeline.begun) == ("parts/0-1.ndjson", 1)
+    assert part.name.startswith("parts/0-")
+    assert part.name.endswith("-1.ndjson")
+    assert workshop.pipeline.begun == 1
     assert "sink_failed_at" not in bench.job("j")
     assert workshop.outages.away() == {}
     s3.client.delete_bucket(Bucket=f"{s3.bucket}-gone")

@@ -19,7 +19,7 @@ from classifleet.worker.commits import Committer
 from classifleet.worker.leases import LeaseKeeper
 from classifleet.worker.outages import Interrupted, Outages
 from classifleet.worker.records import failed_records
-from classifleet.worker.sink import Sinks
+from classifleet.worker.sink import Sinks, part_name
 from tests.conftest import SettingsFactory
 from tests.fixtures_ledger import QUEUE, Bench
 from tests.support import wait_until
@@ -81,6 +81,11 @@ def begun(bench: Bench, chunk: str, sink: str | None = "s3://b") -> tuple[Payloa
     return payload, bench.begin("j", chunk)
 
 
+def name_of(work: tuple[Payload, Lease]) -> str:
+    payload, lease = work
+    return part_name(payload.chunk, lease.digest, lease.attempt)
+
+
 def commit(committer: Committer, work: tuple[Payload, Lease], code: ErrorCode = ErrorCode.UNDECODABLE) -> Commit:
     payload, lease = work
     records = failed_records(payload, ImageError(code), attempt=lease.attempt, worker="w1")
@@ -101,7 +106,7 @@ def test_records_are_kept_while_the_sink_is_away(
         store.away.clear()
         assert committing.result(10) is Commit.COMMITTED
     assert outages.away() == {}
-    assert (store.root / "j/parts/0-1.ndjson").read_text().count("\n") == 2
+    assert (store.root / "j" / name_of(work)).read_text().count("\n") == 2
 
 
 def test_a_process_that_ends_does_not_keep_them(
@@ -124,9 +129,22 @@ def test_the_part_of_a_late_commit_is_deleted(bench: Bench, committer: Committer
     second = bench.begin("j", "0", "w2")
     assert commit(committer, (payload, second)) is Commit.COMMITTED
     assert commit(committer, (payload, first)) is Commit.LATE
-    assert [path.name for path in (store.root / "j/parts").iterdir()] == ["0-2.ndjson"]
+    assert [path.name for path in (store.root / "j/parts").iterdir()] == [Path(name_of((payload, second))).name]
     assert commit(committer, (payload, second)) is Commit.REPEATED
-    assert [path.name for path in (store.root / "j/parts").iterdir()] == ["0-2.ndjson"]
+    assert [path.name for path in (store.root / "j/parts").iterdir()] == [Path(name_of((payload, second))).name]
+
+
+def test_a_part_is_not_that_of_an_earlier_job(bench: Bench, committer: Committer, store: Store) -> None:
+    """The job was deleted and its id used again for other images, and the first one's worker comes back late."""
+    earlier = begun(bench, "0")
+    bench.redis.flushdb()
+    payload = Payload(job="j", chunk="0", items=[Item(id="c", ref="z")], models=["m"], sink="s3://b")
+    bench.put("j", "0", payload=payload.encode(), digest="0f" * 8)
+    work = (payload, bench.begin("j", "0"))
+    assert earlier[1].attempt == work[1].attempt
+    assert commit(committer, work) is Commit.COMMITTED
+    assert commit(committer, earlier) is Commit.GONE
+    assert json.loads((store.root / "j" / name_of(work)).read_text())["id"] == "c"
 
 
 def test_the_part_of_a_job_that_is_gone_stays(bench: Bench, committer: Committer, store: Store) -> None:
@@ -137,7 +155,7 @@ def test_the_part_of_a_job_that_is_gone_stays(bench: Bench, committer: Committer
     bench.run(bench.ledger.finish("j"))
     assert bench.run(bench.ledger.delete("j")) == 1
     assert commit(committer, work) is Commit.GONE
-    assert [path.name for path in (store.root / "j/parts").iterdir()] == ["c-1.ndjson"]
+    assert [path.name for path in (store.root / "j/parts").iterdir()] == [Path(name_of(work)).name]
 
 
 def test_faults_of_ours_become_dead_letters(bench: Bench, committer: Committer) -> None:

@@ -170,7 +170,7 @@ class Committer:
         except ImageError:
             return ""
         start = time.monotonic()
-        name = part_name(payload.chunk, lease.attempt)
+        name = part_name(payload.chunk, lease.digest, lease.attempt)
         encoded = [record for _, record in finished.records]
 
         def write() -> None:

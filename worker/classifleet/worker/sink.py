@@ -1,7 +1,7 @@
 """Writes records to object storage as parts, and the manifest that names the winning ones.
 
-    <sink>/<job>/parts/<chunk>-<attempt>.ndjson     one record a line
-    <sink>/<job>/manifest.json                      written last; lists winners only
+    <sink>/<job>/parts/<chunk>-<digest>-<attempt>.ndjson     one record a line
+    <sink>/<job>/manifest.json                               written last; lists winners only
 
 Readers follow the manifest (or `Job.results()`), never a listing of the prefix: a part whose commit lost may lie
 there for a moment.
@@ -36,9 +36,9 @@ WRITE_SECONDS: Final = 20.0
 GAP_SECONDS: Final = 3600.0  # without a try: then it is not known whether a sink failed all the time
 
 
-def part_name(chunk: str, attempt: int) -> str:
-    """The name of a part, relative to its job."""
-    return f"parts/{chunk}-{attempt}.ndjson"
+def part_name(chunk: str, digest: str, attempt: int) -> str:
+    """The name of a part, relative to its job; the payload's digest keeps apart two jobs that had the same id."""
+    return f"parts/{chunk}-{digest}-{attempt}.ndjson"
 
 
 class Sinks:

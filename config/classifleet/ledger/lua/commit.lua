@@ -5,13 +5,16 @@ local dead_json, dead_ttl_ms, dead_most, digest = unpack(ARGV, 9, 12)
 local HSET_FIELDS = 128 -- at a time: Lua's stack is bounded
 local jk, log_key, records_key = job_key(job), P .. 'log:' .. job, P .. 'records:' .. job .. ':' .. chunk
 local won = attempted('HGET', P .. 'parts:' .. job, chunk)
-if won then return {string.match(won, '^%x+ (%d+) ') == attempt and 'REPEATED' or 'LATE', 0} end
+-- A digest that is not the chunk's: the job was deleted and its id used again, and these records are of other images.
+local function of_others(theirs) return digest ~= '' and theirs ~= digest end
+if won then
+  local won_by, won_at = string.match(won, '^(%x+) (%d+) ')
+  return {of_others(won_by) and 'GONE' or won_at == attempt and 'REPEATED' or 'LATE', 0}
+end
 local c = load(job, chunk)
 local writable = won == false and attempted('LLEN', log_key) and attempted('HLEN', records_key)
 local held = fields(chunk_key(job, chunk), 'digest', 'payload', 'room', 'history')
-if not c or not writable or not held[1] then return {'GONE', 0} end
--- The job was deleted and its id used again: these records are of other images.
-if digest ~= '' and held[1] ~= digest then return {'GONE', 0} end
+if not c or not writable or not held[1] or of_others(held[1]) then return {'GONE', 0} end
 local codes, dead, keep = cjson.decode(codes_json), cjson.decode(dead_json), {}
 for _, letter in ipairs(dead) do keep[letter.ref] = (keep[letter.ref] or 0) + 1 end
 redis.call('DEL', c.key)

@@ -33,18 +33,18 @@ def answer(context: Context, job: str, fields: Mapping[str, str], held: Sequence
     error = ImageError(code)
     payloads = [readable_payload(job, chunk, chunk_fields) for chunk, chunk_fields in held]
     finished = [finish(failed_records(p, error, attempt=MANUAL_ATTEMPT, worker=context.owner)) for p in payloads]
+    digests = [chunk_fields.get("digest", "") for _, chunk_fields in held]
     sink = fields.get("sink", "")
     writes = bool(sink) and context.writes_to(sink)
     try:
-        for payload, each in zip(payloads, finished, strict=True) if writes else ():
-            name = part_name(payload.chunk, MANUAL_ATTEMPT)
+        for payload, each, digest in zip(payloads, finished, digests, strict=True) if writes else ():
+            name = part_name(payload.chunk, digest, MANUAL_ATTEMPT)
             context.sinks.write_part(sink, job, name, (record for _, record in each.records))
     except (StorageError, StorageUnavailable) as refusal:
         if not context.gives_up_sink(job, [chunk for chunk, _ in held]):
             raise
         log.error("sink given up; records in Redis", job=job, sink=sink, chunks=len(held), error=str(refusal))
         writes = False
-    digests = [chunk_fields.get("digest", "") for _, chunk_fields in held]
     calls = [_commit(context, *each, writes) for each in zip(payloads, finished, digests, strict=True)]
     context.runner.run_all(calls)
     for payload in payloads:
@@ -52,7 +52,7 @@ def answer(context: Context, job: str, fields: Mapping[str, str], held: Sequence
 
 
 def _commit(context: Context, payload: Payload, finished: Finished, digest: str, writes: bool) -> Call[Any]:
-    part = part_name(payload.chunk, MANUAL_ATTEMPT) if writes else ""
+    part = part_name(payload.chunk, digest, MANUAL_ATTEMPT) if writes else ""
     records = () if writes else finished.records
     return context.ledger.commit(
         payload.job, payload.chunk, MANUAL_ATTEMPT, finished.tally, part=part, records=records, digest=digest
