@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from classifleet.ledger import Begin, Lease, QueueDepth, read_depth
+from classifleet.config import LedgerUnavailable
+from classifleet.ledger import Begin, Commit, Lease, QueueDepth, read_depth
 from tests.fixtures_ledger import LONG_MS, QUEUE, Bench, head, wait_for_next_millisecond
 
 TALK = "classify.default.interactive"
@@ -160,6 +161,36 @@ def test_garbage_stops_nobody_else(bench: Bench, what: str) -> None:
     assert {("b", "0"), ("b", "1")} <= set(back)
     assert bench.run(bench.ledger.hand_back(OWNER, [("a", "0", 1)])) == []
     assert bench.run(bench.ledger.unpark(QUEUE, [("a", "0"), ("b", "0")])) == []
+
+
+SHARED = ["images", "rates", "grants", "queued", "leased", "parked", "ring"]
+
+
+@pytest.mark.parametrize("name", [*SHARED, "room", "blob_bytes", "dead", "blobs", "finalise"])
+def test_garbage_in_what_a_queue_shares_loses_no_chunk(bench: Bench, name: str) -> None:
+    """It is written after the point of no return: so it is an error that names the key, and nothing has changed."""
+    fill(bench, "a", 3)
+    leases = [bench.begin("a", chunk) for chunk in ("0", "1")]
+    held = [(lease.job, lease.chunk, lease.attempt) for lease in leases]
+    key = bench.keys.queue(QUEUE, name) if name in SHARED else bench.keys.shared(name)
+    kept = bench.redis.dump(key)
+    bench.redis.delete(key)
+    bench.redis.lpush(key, "garbage")
+    before = bench.dump()
+    for attempt in (
+        lambda: bench.begin("a", "2"),
+        lambda: bench.commit("a", "0", 1),
+        lambda: bench.run(bench.ledger.hand_back("w1", held)),
+        lambda: bench.run(bench.ledger.revoke(QUEUE, leases[1].grant, keep_ms=LONG_MS)),
+    ):
+        with pytest.raises(LedgerUnavailable, match=f"garbage in {key}|WRONGTYPE"):
+            attempt()
+    assert {k: v for k, v in bench.dump().items() if "revoked" not in str(k)} == before
+    bench.redis.delete(key)
+    if kept:
+        bench.redis.restore(key, 0, kept)
+    assert bench.commit("a", "0", 1) == (Commit.COMMITTED, False)
+    assert bench.run(bench.ledger.hand_back("w1", held)) == [("a", "1")]
 
 
 # --- rates ---------------------------------------------------------------------------------------------------------

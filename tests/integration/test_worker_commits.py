@@ -83,7 +83,7 @@ def begun(bench: Bench, chunk: str, sink: str | None = "s3://b") -> tuple[Payloa
 
 def name_of(work: tuple[Payload, Lease]) -> str:
     payload, lease = work
-    return part_name(payload.chunk, lease.digest, lease.attempt)
+    return part_name(payload.chunk, lease.attempt, lease.grant)
 
 
 def commit(committer: Committer, work: tuple[Payload, Lease], code: ErrorCode = ErrorCode.UNDECODABLE) -> Commit:
@@ -145,6 +145,24 @@ def test_a_part_is_not_that_of_an_earlier_job(bench: Bench, committer: Committer
     assert commit(committer, work) is Commit.COMMITTED
     assert commit(committer, earlier) is Commit.GONE
     assert json.loads((store.root / "j" / name_of(work)).read_text())["id"] == "c"
+
+
+def test_the_same_attempt_of_two_workers_has_two_parts(bench: Bench, committer: Committer, store: Store) -> None:
+    """A failover of Redis forgot the first worker's lease, and the second was granted the same attempt."""
+    payload, first = begun(bench, "0")
+    bench.redis.flushdb()
+    begun(bench, "0")
+    bench.run(bench.ledger.hand_back("w1", [("j", "0", 1)]))
+    bench.redis.hset(bench.keys.chunk("j", "0"), "attempt", 0)
+    second = bench.begin("j", "0", "w2")
+    assert second.attempt == first.attempt
+    assert commit(committer, (payload, first)) is Commit.COMMITTED
+    assert commit(committer, (payload, second), ErrorCode.NOT_FOUND) is Commit.LATE
+    part = bench.run(bench.ledger.part("j", "0"))
+    assert part is not None
+    assert part.name == name_of((payload, first))
+    assert ErrorCode.UNDECODABLE in (store.root / "j" / part.name).read_text()
+    assert [path.name for path in (store.root / "j/parts").iterdir()] == [Path(part.name).name]
 
 
 def test_the_part_of_a_job_that_is_gone_stays(bench: Bench, committer: Committer, store: Store) -> None:

@@ -58,8 +58,8 @@ def test_a_link_does_not_lead_out(tmp_path: Path) -> None:
 def test_parts_and_manifest(tmp_path: Path) -> None:
     url = f"file://{tmp_path}"
     writer = sinks(url)
-    name = part_name("00000003", "0f" * 8, 2)
-    assert name == "parts/00000003-0f0f0f0f0f0f0f0f-2.ndjson"
+    name = part_name("00000003", 2, "0123456789abcdef")
+    assert name == "parts/00000003-2-01234567.ndjson"
     writer.write_part(url, "job", name, [b'{"id":"a"}', b'{"id":"b"}'])
     assert (tmp_path / "job" / name).read_bytes() == b'{"id":"a"}\n{"id":"b"}\n'
     writer.write_manifest(url, "job", {"state": "done"}, [Part("00000003", 2, 1, 0, 1, name)])

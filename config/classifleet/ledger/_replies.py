@@ -56,7 +56,7 @@ def read_commit(reply: tuple[bytes, int]) -> tuple[Commit, bool]:
     return Commit(reply[0].decode()), bool(reply[1])
 
 
-def read_lease(reply: list[Any]) -> Lease:
+def read_lease(reply: list[Any], grant: str) -> Lease:
     outcome = Begin(reply[0].decode())
     if outcome not in (Begin.RUN, Begin.EXPIRED):
         return Lease(outcome)
@@ -74,6 +74,7 @@ def read_lease(reply: list[Any]) -> Lease:
         frozenset(json.loads(convicted)),
         digest.decode(),
         trace.decode(errors="replace"),
+        grant,
     )
 
 
@@ -129,5 +130,5 @@ def read_time(reply: tuple[int, int]) -> int:
 def read_part(chunk: str, reply: bytes | None) -> Part | None:
     if reply is None:
         return None
-    _, attempt, ok, partial, failed, name = reply.decode().split(" ", 5)
+    _, attempt, _, ok, partial, failed, name = reply.decode().split(" ", 6)
     return Part(chunk, int(attempt), int(ok), int(partial), int(failed), name)

@@ -18,6 +18,7 @@ from classifleet.ledger.values import Commit, DeadLetter, Discarded, Lease, Park
 
 T = TypeVar("T")
 Offer = str | Sequence[tuple[str, float]]
+GRANT_CHARACTERS: Final = 8  # that a commit is known by
 SILENT_MS: Final = 45_000  # who has been silent for so long is not taken for alive any more
 
 
@@ -119,7 +120,7 @@ class Ledger:
         its answer is lost, the same call has the same answer, as long as the chunk is held.
         """
         args = (job, chunk, owner, lease_ms, json.dumps(latest), queue, grant)
-        return self._script(_scripts.BEGIN, args, _replies.read_lease)
+        return self._script(_scripts.BEGIN, args, lambda reply: _replies.read_lease(reply, grant))
 
     def mark(self, job: str, chunk: str, owner: str, attempt: int, image: str) -> Call[bool]:
         """Say which image of a suspect chunk is touched next (empty: none); false if the lease is lost."""
@@ -160,16 +161,19 @@ class Ledger:
         dead_ttl_ms: int = 0,
         dead_most: int = 0,
         digest: str = "",
+        grant: str = "",
     ) -> Call[tuple[Commit, bool]]:
         """Finish a chunk: the first commit wins. The flag says that the job now waits for its finaliser.
 
         Dead letters live for `dead_ttl_ms`; the oldest go when there are more than `dead_most`. With the `digest` of
-        its lease a commit is refused when the job was deleted meanwhile, and its id used again for other images.
+        its lease a commit is refused when the job was deleted meanwhile, and its id used again for other images. With
+        its `grant` it is told from that of another worker which, after a failover, was granted the same attempt.
         """
         flat: list[Any] = [value for pair in records for value in pair]
         head = (job, chunk, attempt, tally.ok, tally.partial, tally.failed, json.dumps(dict(tally.codes)), part)
-        letters = (json.dumps([asdict(letter) for letter in dead]), dead_ttl_ms, dead_most, digest)
-        return self._script(_scripts.COMMIT, (*head, *letters, *flat), _replies.read_commit, durable=True)
+        letters = (json.dumps([asdict(letter) for letter in dead]), dead_ttl_ms, dead_most)
+        whose = (digest, grant[:GRANT_CHARACTERS] or "-")
+        return self._script(_scripts.COMMIT, (*head, *letters, *whose, *flat), _replies.read_commit, durable=True)
 
     def failed(self, job: str, chunk: str, owner: str, attempt: int) -> Call[int]:
         """Note that a chunk failed as a whole: how often it has, deaths and hand-backs not counted."""

@@ -79,7 +79,8 @@ class Lease:
     """A chunk as `begin` hands it out; it need not be the one that the wake-up call named.
 
     Times are milliseconds; `models` has versions where they are pinned; `convicted` are ids of images that killed a
-    worker that was alone with them; `digest` is of the payload, for `commit`; `trace` is the submitter's, if any.
+    worker that was alone with them; `digest` is of the payload and `grant` of this lease, for `commit`; `trace` is the
+    submitter's, if any.
     """
 
     outcome: Begin
@@ -94,6 +95,7 @@ class Lease:
     convicted: frozenset[str] = frozenset()
     digest: str = ""
     trace: str = ""
+    grant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,7 @@ class Committer:
             dead_ttl_ms=self._letters_ttl_ms,
             dead_most=self._letters_most,
             digest=lease.digest,
+            grant=lease.grant,
         )
         outcome = self._until_written(call)
         _stage("commit", start, trace)
@@ -170,7 +171,7 @@ class Committer:
         except ImageError:
             return ""
         start = time.monotonic()
-        name = part_name(payload.chunk, lease.digest, lease.attempt)
+        name = part_name(payload.chunk, lease.attempt, lease.grant)
         encoded = [record for _, record in finished.records]
 
         def write() -> None:

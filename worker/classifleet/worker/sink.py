@@ -1,7 +1,7 @@
 """Writes records to object storage as parts, and the manifest that names the winning ones.
 
-    <sink>/<job>/parts/<chunk>-<digest>-<attempt>.ndjson     one record a line
-    <sink>/<job>/manifest.json                               written last; lists winners only
+    <sink>/<job>/parts/<chunk>-<attempt>-<by>.ndjson     one record a line
+    <sink>/<job>/manifest.json                           written last; lists winners only
 
 Readers follow the manifest (or `Job.results()`), never a listing of the prefix: a part whose commit lost may lie
 there for a moment.
@@ -28,6 +28,7 @@ from classifleet.config import (
 )
 from classifleet.config.storage import Store, open_store
 from classifleet.ledger import Part
+from classifleet.ledger.calls import GRANT_CHARACTERS
 
 MANIFEST_VERSION: Final = 1
 MANIFEST_NAME: Final = "manifest.json"
@@ -36,9 +37,13 @@ WRITE_SECONDS: Final = 20.0
 GAP_SECONDS: Final = 3600.0  # without a try: then it is not known whether a sink failed all the time
 
 
-def part_name(chunk: str, digest: str, attempt: int) -> str:
-    """The name of a part, relative to its job; the payload's digest keeps apart two jobs that had the same id."""
-    return f"parts/{chunk}-{digest}-{attempt}.ndjson"
+def part_name(chunk: str, attempt: int, by: str) -> str:
+    """The name of a part, relative to its job.
+
+    `by` is the writer's grant, or a digest: attempts are counted anew when a job's id is used again, and after a
+    failover of Redis that forgot some. No writer may overwrite the part of another.
+    """
+    return f"parts/{chunk}-{attempt}-{by[:GRANT_CHARACTERS]}.ndjson"
 
 
 class Sinks:

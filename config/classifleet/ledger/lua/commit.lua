@@ -1,15 +1,15 @@
--- Pairs of image id and record follow the first twelve arguments (none for a job with a sink: `part` names its part).
+-- Pairs of image id and record follow the first thirteen arguments (none for a job with a sink: `part` names its part).
 -- Each dead letter keeps what is needed to try its image again, and its parked image.
 local job, chunk, attempt, ok, partial, failed, codes_json, part = unpack(ARGV, 1, 8)
-local dead_json, dead_ttl_ms, dead_most, digest = unpack(ARGV, 9, 12)
+local dead_json, dead_ttl_ms, dead_most, digest, grant = unpack(ARGV, 9, 13)
 local HSET_FIELDS = 128 -- at a time: Lua's stack is bounded
 local jk, log_key, records_key = job_key(job), P .. 'log:' .. job, P .. 'records:' .. job .. ':' .. chunk
 local won = attempted('HGET', P .. 'parts:' .. job, chunk)
 -- A digest that is not the chunk's: the job was deleted and its id used again, and these records are of other images.
 local function of_others(theirs) return digest ~= '' and theirs ~= digest end
 if won then
-  local won_by, won_at = string.match(won, '^(%x+) (%d+) ')
-  return {of_others(won_by) and 'GONE' or won_at == attempt and 'REPEATED' or 'LATE', 0}
+  local images, won_at, won_by = string.match(won, '^(%x+) (%d+) (%S+) ')
+  return {of_others(images) and 'GONE' or won_at == attempt and won_by == grant and 'REPEATED' or 'LATE', 0}
 end
 local c = load(job, chunk)
 local writable = won == false and attempted('LLEN', log_key) and attempted('HLEN', records_key)
@@ -50,7 +50,7 @@ if #dead > 0 then
   for _, old in ipairs(redis.call('ZRANGE', P .. 'dead', 0, -1 - dead_most)) do drop_letter(old) end
 end
 redis.call('HSET', P .. 'parts:' .. job, chunk,
-  held[1] .. ' ' .. attempt .. ' ' .. ok .. ' ' .. partial .. ' ' .. failed .. ' ' .. part)
+  held[1] .. ' ' .. attempt .. ' ' .. grant .. ' ' .. ok .. ' ' .. partial .. ' ' .. failed .. ' ' .. part)
 if part ~= '' then redis.call('HDEL', jk, 'sink_failed_at', 'sink_tried_at') end
 redis.call('RPUSH', log_key, chunk)
 redis.call('HINCRBY', jk, 'done', c.n)
@@ -58,7 +58,7 @@ redis.call('HINCRBY', jk, 'ok', tonumber(ok))
 redis.call('HINCRBY', jk, 'partial', tonumber(partial))
 redis.call('HINCRBY', jk, 'failed', tonumber(failed))
 for code, images in pairs(codes) do redis.call('HINCRBY', jk, 'code:' .. code, images) end
-for i = 13, #ARGV, HSET_FIELDS do
+for i = 14, #ARGV, HSET_FIELDS do
   redis.call('HSET', records_key, unpack(ARGV, i, math.min(i + HSET_FIELDS - 1, #ARGV)))
 end
 local last = end_if_complete(job)

@@ -24,12 +24,32 @@ local function attempted(command, key, ...)
   return reply
 end
 local function fields(key, ...) return attempted('HMGET', key, ...) or {} end
+-- What all chunks of a queue share is written in the middle of transitions: garbage in it stops them before they begin.
+local sound = {}
+local function require_sound(queue)
+  if sound[queue] then return end
+  local function require_that(holds, key) if not holds then error('garbage in ' .. key .. '; delete that key') end end
+  local function numbers(values)
+    for _, value in ipairs(values or {}) do if not tonumber(value) then return nil end end
+    return values
+  end
+  require_that(numbers(attempted('HVALS', queue_key(queue, 'images'))), queue_key(queue, 'images'))
+  for part, command in pairs({rates = 'HLEN', grants = 'HLEN', queued = 'ZCARD', leased = 'ZCARD', parked = 'ZCARD',
+    ring = 'ZCARD'}) do require_that(attempted(command, queue_key(queue, part)), queue_key(queue, part)) end
+  for _, name in ipairs({'dead', 'blobs', 'finalise'}) do require_that(attempted('ZCARD', P .. name), P .. name) end
+  for _, name in ipairs({'room', 'blob_bytes'}) do
+    local value = attempted('GET', P .. name)
+    require_that(value == false or tonumber(value), P .. name)
+  end
+  sound[queue] = true
+end
 -- A chunk with what its scripts need of it and of its job; nil if it is unknown or garbage.
 local function load(job, chunk)
   local j = fields(job_key(job), 'queue', 'cancelled_at')
   local c = fields(chunk_key(job, chunk), 'state', 'n', 'attempt', 'deaths', 'queued_at', 'owner', 'grant')
   if not j[1] or not c[1] or not tonumber(c[2]) or not tonumber(c[3]) or not tonumber(c[4]) or not tonumber(c[5])
     or not attempted('ZCARD', pending_key(job)) then return nil end
+  require_sound(j[1])
   return {job = job, chunk = chunk, member = job .. '/' .. chunk, key = chunk_key(job, chunk), queue = j[1],
     cancelled = j[2], state = c[1], n = tonumber(c[2]), attempt = tonumber(c[3]), deaths = tonumber(c[4]),
     queued_at = c[5], owner = c[6], grant = c[7]}

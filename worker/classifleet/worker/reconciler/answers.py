@@ -38,7 +38,7 @@ def answer(context: Context, job: str, fields: Mapping[str, str], held: Sequence
     writes = bool(sink) and context.writes_to(sink)
     try:
         for payload, each, digest in zip(payloads, finished, digests, strict=True) if writes else ():
-            name = part_name(payload.chunk, digest, MANUAL_ATTEMPT)
+            name = part_name(payload.chunk, MANUAL_ATTEMPT, digest)
             context.sinks.write_part(sink, job, name, (record for _, record in each.records))
     except (StorageError, StorageUnavailable) as refusal:
         if not context.gives_up_sink(job, [chunk for chunk, _ in held]):
@@ -52,7 +52,7 @@ def answer(context: Context, job: str, fields: Mapping[str, str], held: Sequence
 
 
 def _commit(context: Context, payload: Payload, finished: Finished, digest: str, writes: bool) -> Call[Any]:
-    part = part_name(payload.chunk, digest, MANUAL_ATTEMPT) if writes else ""
+    part = part_name(payload.chunk, MANUAL_ATTEMPT, digest) if writes else ""
     records = () if writes else finished.records
     return context.ledger.commit(
         payload.job, payload.chunk, MANUAL_ATTEMPT, finished.tally, part=part, records=records, digest=digest

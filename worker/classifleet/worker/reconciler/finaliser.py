@@ -106,6 +106,7 @@ class Finaliser:
 
     def _write_manifest(self, job: str, fields: dict[str, str], parts: list[Part]) -> None:
         sinks, sink = self._context.sinks, fields["sink"]
+        self._duty.keep()  # after a long pause another process may have ended the job, and its id be another job's
         try:
             sinks.write_manifest(sink, job, summary(fields), parts)
         except (StorageError, StorageUnavailable) as error:
@@ -117,6 +118,7 @@ class Finaliser:
         winners = {part.name for part in parts}
         try:
             orphans = [name for name in sinks.part_names(sink, job) if name not in winners]
+            self._duty.keep()
             for name in orphans:
                 sinks.delete_part(sink, job, name)
         except (StorageError, StorageUnavailable) as error:
