@@ -110,11 +110,11 @@ class _Worker:
         repository = open_repository(settings.model_repository, settings)
         key = repository.resolve(settings.models[0])
         self._description = repository.describe(key)
-        self._threads = settings.decode_threads or usable_cores()
         loaded = load_tuned(repository, key, settings, device_name(settings.device))
+        self._threads = settings.decode_threads or loaded.decode_threads or usable_cores()
         self._backend, self._size = loaded.backend, loaded.max_batch
         self._backend.warm([bucket for bucket in self._description.batch.buckets if bucket <= self._size])
-        self.variant = f"{self._backend.name}, batch {self._size}"
+        self.variant = f"{self._backend.name}, batch {self._size}, {self._threads} decoding"
 
     def pixels(self, path: str) -> NDArray[np.uint8]:
         """A photo as the model takes it."""
