@@ -1,4 +1,4 @@
-"""Simulate how fleets are scaled, and bring the table and the picture of `docs/autoscaling.md` up to date.
+"""Simulate how fleets are scaled, and bring the table and the pictures of `docs/autoscaling.md` up to date.
 
     .venv/bin/python -m benchmarks.autoscale            write them
     .venv/bin/python -m benchmarks.autoscale --print    only print the table
@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from benchmarks.autoscale.bars import bars
 from benchmarks.autoscale.report import picture, table
-from benchmarks.autoscale.scenarios import measured_kind, play_all
+from benchmarks.autoscale.scenarios import Outcome, measured_kind, play_all
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 PAGE: Final = DOCS / "autoscaling.md"
-PICTURE: Final = DOCS / "images" / "autoscaling.svg"
+PICTURES: Final[dict[Path, Callable[[Sequence[Outcome]], str]]] = {
+    DOCS / "images" / "autoscaling.svg": picture,
+    DOCS / "images" / "autoscaling-figures.svg": bars,
+}
 BEGIN: Final = "<!-- Written by `python -m benchmarks.autoscale` -->\n"
 END: Final = "\n<!-- until here -->"
 
@@ -32,8 +37,8 @@ def main() -> None:
     print(table(outcomes))
     if not only_print:
         PAGE.write_text(with_table(PAGE.read_text(), table(outcomes)))
-        PICTURE.parent.mkdir(exist_ok=True)
-        PICTURE.write_text(picture(outcomes))
+        for path, draw in PICTURES.items():
+            path.write_text(draw(outcomes))
 
 
 def with_table(page: str, text: str) -> str:

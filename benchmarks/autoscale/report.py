@@ -1,4 +1,4 @@
-"""The outcomes as a table in Markdown and as a picture in SVG."""
+"""The outcomes as a table in Markdown and, over time, as a picture in SVG."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ COLORS: Final = (
 )  # told apart by the colour-blind, too
 WIDTH: Final = 972
 TOP: Final = 46
+MARGIN: Final = 12
+LEGEND: Final = 162
 ROW: Final = 150
 LEFT: Final = 62
 PLOT_WIDTH: Final = 390
@@ -62,26 +64,30 @@ def seconds(value: float) -> str:
 def picture(outcomes: Sequence[Outcome]) -> str:
     """A row a scenario: outstanding images on the left, replicas on the right, a line a contestant."""
     groups = [list(group) for _, group in groupby(outcomes, key=lambda outcome: outcome.scenario)]
-    height = TOP + ROW * len(groups)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-        *_legend([outcome.contestant for outcome in groups[0]]),
-    ]
+    parts: list[str] = []
     for index, group in enumerate(groups):
         top = TOP + ROW * index
         parts += _panel(group, LEFT, top, "outstanding images", lambda sample: sample.outstanding)
         parts += _panel(group, LEFT + COLUMN, top, "replicas", lambda sample: sample.replicas)
-    return "\n".join([*parts, "</svg>", ""])
+    return framed(parts, TOP + ROW * len(groups), [outcome.contestant for outcome in groups[0]])
+
+
+def framed(parts: Iterable[str], height: int, names: Sequence[str]) -> str:
+    """A picture of these parts, below a legend of the contestants."""
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
+    )
+    return "\n".join([*head, *_legend(names), *parts, "</svg>", ""])
 
 
 def _legend(names: Sequence[str]) -> list[str]:
     parts = []
     for index, (name, color) in enumerate(zip(names, COLORS, strict=True)):
-        x = LEFT + index * 150
+        x = MARGIN + index * LEGEND
         parts.append(
-            f'<path d="M{x} 18h22" stroke="{color}" stroke-width="3"/><text x="{x + 28}" y="22">{name}</text>'
+            f'<path d="M{x} 18h14" stroke="{color}" stroke-width="3"/><text x="{x + 18}" y="22">{name}</text>'
         )
     return parts
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import re
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
+import prometheus_client.core
 import pytest
 from aiohttp import web
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from classifleet.config import ErrorCode, ImageError, Record
@@ -19,6 +24,13 @@ from classifleet.worker.ingest import Fetcher
 from classifleet.worker.instruments import CLASSIFICATIONS, REGISTRY, STAGE_DURATION, observe
 from tests.support.web import IMAGE, LOOPBACK, answers, fetching, get, serve
 
+ROOT = Path(__file__).parents[2]
+INSTRUMENTS = ROOT / "worker" / "classifleet" / "worker" / "instruments.py"
+MAKERS = {
+    name
+    for name, value in vars(prometheus_client.core).items()
+    if isinstance(value, type) and issubclass(value, MetricWrapperBase | Metric)
+}
 HOSTS = 1000
 IMAGES = 1_000_000
 CHUNK = 1000
@@ -133,6 +145,39 @@ def test_a_trace_is_an_example_of_its_bucket_where_the_format_has_examples(metri
     )
     assert trace not in read("text/plain")
     assert trace in generate_latest(REGISTRY).decode()
+
+
+def makes_metrics(source: str) -> bool:
+    """Whether a module calls a class of metrics of prometheus_client, by whatever name it goes there."""
+    nodes = list(ast.walk(ast.parse(source)))
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    origins = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+        for node in imports
+        for alias in node.names
+    }
+    called = [ast.unparse(node.func).partition(".") for node in nodes if isinstance(node, ast.Call)]
+    made = [f"{origins.get(head, '')}{dot}{rest}" for head, dot, rest in called]
+    return any(name.startswith("prometheus_client.") and name.rpartition(".")[2] in MAKERS for name in made)
+
+
+def test_metrics_are_made_in_one_module_only() -> None:
+    """Which is where the tests above look, and docs/metrics.md."""
+    modules = [file for part in ("config", "producer", "worker") for file in (ROOT / part).rglob("*.py")]
+    assert [file for file in modules if makes_metrics(file.read_text())] == [INSTRUMENTS]
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from prometheus_client import Counter as C\nC('a', 'b')", True),
+        ("from prometheus_client.core import GaugeMetricFamily\nGaugeMetricFamily('a', 'b')", True),
+        ("import prometheus_client as p\np.Histogram('a', 'b')", True),
+        ("from collections import Counter\nfrom prometheus_client import Histogram\nCounter()", False),
+    ],
+)
+def test_what_makes_a_metric(source: str, found: bool) -> None:
+    assert makes_metrics(source) is found
 
 
 def test_no_second_series_for_when_a_metric_was_made() -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import sys
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.support.environments import run
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "helm" / "classifleet" / "files" / "dashboards" / "classifleet.json"
+PICTURE = ROOT / "helm" / "picture.py"
 SCHEMAS = json.loads(Path(__file__).with_name("grafana.schema.json").read_text())
 ROWS = [
     "Is it late?", "Is it keeping up?", "Where does the time go?", "Batch efficiency", "Fleet size", "Errors",
@@ -34,6 +36,18 @@ def errors(schema: str, value: Any, definition: str = "") -> list[str]:
 def test_it_is_what_the_script_writes() -> None:
     done = run(sys.executable, ROOT / "helm" / "dashboards.py", "--check")
     assert done.returncode == 0, done.stderr
+
+
+def drawn(picture: Path) -> dict[str, int]:
+    """How many lines each panel of a picture has, by its title."""
+    parts = re.split(r'font-weight="bold">([^<]*)<', picture.read_text())[1:]
+    return {
+        unescape(title): body.count('stroke-width="1.3"') for title, body in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def test_the_picture_in_the_docs_has_every_panel_in_its_row() -> None:
+    assert list(drawn(ROOT / "docs" / "images" / "dashboard.svg")) == [panel["title"] for panel in DASHBOARD["panels"]]
 
 
 def test_grafana_s_schema() -> None:

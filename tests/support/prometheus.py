@@ -18,6 +18,7 @@ from tests.support.waiting import wait_until
 
 PACKAGE: Final = "Prometheus (apt-get install prometheus)"
 SCRAPE_SECONDS: Final = 1
+NAMESPACE: Final = "fleet"
 _START_SECONDS: Final = 30.0
 _LONGEST_SECONDS: Final = 60
 
@@ -54,14 +55,22 @@ class Prometheus:
 
 @contextmanager
 def start_prometheus(folder: Path, targets: Mapping[str, str], rules: Path) -> Iterator[Prometheus]:
-    """A server that scrapes these targets (job: host:port) every second, and has these rules."""
+    """A server that scrapes these targets (job: host:port) every second, and has these rules.
+
+    All are of one namespace. Labels that a target gives itself are kept, as is usual for kube-state-metrics.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     [port] = free_ports(1)
     config = {
         "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"},
         "rule_files": [str(rules)],
         "scrape_configs": [
-            {"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in targets.items()
+            {
+                "job_name": job,
+                "honor_labels": True,
+                "static_configs": [{"targets": [target], "labels": {"namespace": NAMESPACE}}],
+            }
+            for job, target in targets.items()
         ],
     }
     (folder / "prometheus.yml").write_text(json.dumps(config))

@@ -2,8 +2,10 @@
 
 python -m tests.support.rigged_worker worker
 
-Magenta kills the process, cyan never returns, yellow raises. `RIGGED_SECONDS` is how long each forward pass takes. The
-device of the worker that is the first to make the file `RIGGED_LOST` is lost in its first forward pass.
+Magenta kills the process, cyan never returns, yellow raises. `RIGGED_SECONDS` is how long each forward pass takes.
+With `RIGGED_SHAPES` batches are padded, as if each size were compiled. The device of the worker that is the first to
+make the file `RIGGED_LOST` is lost in its first forward pass. With `RIGGED_LEAN` the process seems to take no memory
+before its first forward pass.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifleet.producer.cli import main
-from classifleet.worker import loading
+from classifleet.worker import loading, memory
 from classifleet.worker.models import tuned
 
 MAGENTA: Final = (255, 0, 255)
 CYAN: Final = (0, 255, 255)
 YELLOW: Final = (255, 255, 0)
 TOLERANCE: Final = 30  # JPEG changes colours
+_begun = threading.Event()
 
 
 class Rigged:
@@ -36,6 +39,7 @@ class Rigged:
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self.name = backend.name
+        self.fixed_shapes = bool(os.environ.get("RIGGED_SHAPES"))
         self._seconds = float(os.environ.get("RIGGED_SECONDS") or 0)
         self._lost = os.environ.get("RIGGED_LOST")
 
@@ -46,6 +50,7 @@ class Rigged:
         self._backend.close()
 
     def run(self, batch: NDArray[np.uint8]) -> Any:
+        _begun.set()
         if _has(batch, MAGENTA):
             os.kill(os.getpid(), signal.SIGKILL)
         if _has(batch, CYAN):
@@ -78,4 +83,7 @@ if __name__ == "__main__":
         return replace(loaded, backend=Rigged(loaded.backend))
 
     loading.__dict__["load_tuned"] = rigged
+    if os.environ.get("RIGGED_LEAN"):
+        resident_bytes = memory.resident_bytes
+        memory.__dict__["resident_bytes"] = lambda: resident_bytes() if _begun.is_set() else 0
     main()

@@ -10,8 +10,8 @@ MODEL: Final = "tiny"
 LABELS: Final = ("red", "green", "blue")
 
 
-def add_tiny(folder: Path) -> Path:
-    """Put it into a repository, as `tiny@1`: its classes are the means of red, green and blue."""
+def add_tiny(folder: Path, name: str = MODEL) -> Path:
+    """Put version 1 of it into a repository: its classes are the means of red, green and blue."""
     import torch
 
     from classifleet.worker.models import Repository
@@ -30,7 +30,7 @@ def add_tiny(folder: Path) -> Path:
             torch.jit.save(traced, str(path))
 
     fields = {
-        "name": MODEL,
+        "name": name,
         "version": "1",
         "input": {"size": [224, 224]},
         "preprocess": {

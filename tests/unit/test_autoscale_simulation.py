@@ -5,10 +5,21 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from benchmarks.autoscale.__main__ import PAGE, with_table
+import yaml
+from benchmarks.autoscale.__main__ import PAGE, PICTURES, with_table
+from benchmarks.autoscale.bars import bars
 from benchmarks.autoscale.model import NODE_GONE_SECONDS, Kind, Recovery, Simulation, State
 from benchmarks.autoscale.report import picture, seconds, table
-from benchmarks.autoscale.scalers import Autoscaler, Cpu, Limits, Outstanding, QueueLength, average_value
+from benchmarks.autoscale.scalers import (
+    COOLDOWN_SECONDS,
+    KEDA_SECONDS,
+    Autoscaler,
+    Cpu,
+    Limits,
+    Outstanding,
+    QueueLength,
+    average_value,
+)
 from benchmarks.autoscale.scenarios import (
     CELERY,
     CONTESTANTS,
@@ -184,7 +195,7 @@ def sizes(signal, limits, seconds, *, kind=KIND, begin=0, arrivals=None):
 def test_a_fleet_doubles_every_half_minute_up_to_its_limit():
     never_ready = replace(KIND, start_seconds=1e9)
     seen = sizes(lambda it: Outstanding(it, 100.0), Limits(0, 10), 150.0, kind=never_ready, arrivals={1.0: 1_000_000})
-    assert seen == [0, 0, 2, 2, 4, 4, 8, 8, 10, 10, 10]
+    assert seen == [0, 2, 2, 4, 4, 8, 8, 10, 10, 10, 10]
 
 
 def test_it_shrinks_by_one_a_minute_five_minutes_after_the_last_large_answer():
@@ -200,7 +211,7 @@ def test_it_shrinks_by_one_a_minute_five_minutes_after_the_last_large_answer():
 
 def test_it_goes_to_zero_after_the_cool_down():
     seen = sizes(lambda it: Outstanding(it, 100.0), Limits(0, 10), 900.0, begin=1, arrivals={1.0: 5_000})
-    assert seen.index(0) * 15.0 == 30.0 + 300.0  # the last poll that saw work was at 30 s
+    assert seen.index(0) * 15.0 == 45.0 + 300.0  # the last poll that saw work was at 45 s
     assert set(seen[seen.index(0) :]) == {0}
 
 
@@ -239,12 +250,20 @@ def test_a_missing_measurement_says_the_command(tmp_path):
         measured_kind(tmp_path / "fleet.json")
 
 
+def test_keda_looks_as_often_as_in_the_chart():
+    keda = yaml.safe_load((PAGE.parents[1] / "helm" / "classifleet" / "values.yaml").read_text())["keda"]
+    assert (keda["pollingInterval"], keda["cooldownPeriod"]) == (KEDA_SECONDS, COOLDOWN_SECONDS)
+
+
 def test_the_page_shows_what_the_simulation_finds():
     """If it does not: `python -m benchmarks.autoscale`."""
     outcomes = list(play_all(measured_kind()))
     page = PAGE.read_text()
     assert with_table(page, table(outcomes)) == page
     assert f"{json.loads(RESULTS.read_text())['images_per_second']:g} images/s" in page
+    for path, draw in PICTURES.items():
+        assert path.read_text() == draw(outcomes), path.name
+    assert bars(outcomes).count("<rect") == 1 + sum(3 - (it.drain_seconds is None) for it in outcomes)
     assert picture(outcomes).count("<path") == 1 * len(CONTESTANTS) + len(scenarios(KIND)) * 2 * (1 + len(CONTESTANTS))
     by_name = {(outcome.scenario, outcome.contestant): outcome for outcome in outcomes}
     ours = [outcome for (_, name), outcome in by_name.items() if "LLEN" not in name and "CPU" not in name]
