@@ -10,6 +10,7 @@ from helm_python.errors import HelmRenderError
 from tests.helm.support import KEDA, LEAST, render
 
 SQS = {"broker": {"type": "sqs"}, "ledger": {"existingSecret": "urls"}}
+AMQP = {**SQS, "broker": {"type": "amqp"}}
 BUNDLED = {"broker": {"existingSecret": ""}, "redis": {"enabled": True}}
 
 
@@ -62,6 +63,11 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
         "timeout), while the lease still holds; set LEASE_SECONDS below 300",
     ),
     (cpu(settings={"LEASE_SECONDS": 400, "TRANSPORT": "stock"}), "set LEASE_SECONDS below 300"),
+    (
+        {**AMQP, **cpu(settings={"CHUNK_TIMEOUT_SECONDS": 1800})},
+        "CHUNK_TIMEOUT_SECONDS is 1800, and RabbitMQ gives a message to another worker if none has acknowledged it "
+        "after 1800 s (its consumer_timeout), while the chunk may be at work; set CHUNK_TIMEOUT_SECONDS below 1800",
+    ),
     (cpu(settings={"NAMESPACE": "b"}), "settings.NAMESPACE is of one class"),
     (cpu(replicas=2, autoscaling=KEDA), "replicas is set, and the autoscaler decides about replicas; remove it"),
     (keda(minReplicas=11), "autoscaling.minReplicas (11) is above maxReplicas (10)"),
@@ -110,7 +116,8 @@ def test_a_fleet_without_a_class_is_refused() -> None:
         cpu(terminationGracePeriodSeconds=90),
         cpu(drainSeconds=0, terminationGracePeriodSeconds=30),
         cpu(drainSeconds=1000, settings={"CHUNK_TIMEOUT_SECONDS": 1200}),
-        {**SQS, "settings": {"LEASE_SECONDS": 299}},
+        {**SQS, "settings": {"LEASE_SECONDS": 299, "CHUNK_TIMEOUT_SECONDS": 3600}},
+        {**AMQP, "settings": {"CHUNK_TIMEOUT_SECONDS": 1799}},
         cpu(settings={"LEASE_SECONDS": 400}),
         keda(imagesPerSecondPerReplica=17.1),
         keda(imagesPerSecondPerReplica=10, lanes=["interactive"]),

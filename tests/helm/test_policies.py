@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64decode
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -191,8 +193,6 @@ def test_a_pod_with_a_gpu_asks_for_one_and_no_other_does() -> None:
 
 
 def test_the_trial_redis_keeps_what_it_accepts() -> None:
-    from base64 import b64decode
-
     objects = render(LEAST, BROKERS["bundled"])
     secret = {key: b64decode(value).decode() for key, value in one(objects, "Secret")["data"].items()}
     lines = secret["redis.conf"].splitlines()
@@ -257,13 +257,38 @@ def test_alerts_and_dashboards_are_what_lies_in_files() -> None:
     ):
         assert 'namespace="shop"' in rule["expr"], "of this release alone"
         assert "namespace=~" not in rule["expr"]
-        assert set(re.findall(r'horizontalpodautoscaler=~"(.*?)"', rule["expr"])) <= {"demo-classifleet-.*"}
         assert rule["annotations"]["runbook_url"].startswith(f"{where}#classifleet")
     shown = [each for each in of_kind(objects, "ConfigMap") if "grafana_dashboard" in each["metadata"]["labels"]]
     assert {f"files/dashboards/{key}" for each in shown for key in each["data"]} == boards
     off = render(LEAST)
     assert not of_kind(off, "PrometheusRule")
     assert not [each for each in of_kind(off, "ConfigMap") if "-dashboard-" in each["metadata"]["name"]]
+
+
+def test_alerts_and_dashboards_are_about_the_pods_and_autoscalers_of_the_release() -> None:
+    """Another Celery in the namespace may have a container `worker`, too; and a fleet may have any name."""
+    on = {"monitoring": {"rules": {"enabled": True}, "dashboards": {"enabled": True}}, "fullnameOverride": "vision"}
+    objects = render(LEAST, on)
+    found = {
+        kind: set(re.findall(r'(pod|horizontalpodautoscaler)=~\\*"(.*?)\\*"', json.dumps(one(objects, kind, name))))
+        for kind, name in (("PrometheusRule", "vision"), ("ConfigMap", "-dashboard-classifleet"))
+    }
+    scaled = ("horizontalpodautoscaler", "vision-.*")
+    assert found == {"PrometheusRule": {scaled, ("pod", "vision-.*")}, "ConfigMap": {scaled}}
+    board = one(objects, "ConfigMap", "-dashboard-classifleet")["data"]["classifleet.json"]
+    assert json.loads(board)["title"] == "Classifleet"
+
+
+def test_the_trial_redis_starts_again_with_its_settings_alone() -> None:
+    def checksum(**redis: Any) -> str:
+        pod = one(render(LEAST, BROKERS["bundled"], {"redis": redis}), "Deployment", "-redis")["spec"]["template"]
+        found: str = pod["metadata"]["annotations"]["checksum/settings"]
+        return found
+
+    assert checksum(maxMemory="1Gi") != checksum() == checksum(password="s3cret")
+    conf = b64decode(one(render(LEAST, BROKERS["bundled"]), "Secret", "-redis")["data"]["redis.conf"]).decode()
+    said = "".join(line for line in conf.splitlines(keepends=True) if not line.startswith("requirepass "))
+    assert checksum() == sha256(said.encode()).hexdigest()
 
 
 def test_without_the_exporter_nothing_points_at_it() -> None:

@@ -11,12 +11,12 @@ import jsonschema
 import pytest
 from helm_python.errors import HelmValuesError
 
-from classifleet.config import Settings
 from tests.helm.support import (
     CHART,
     EXAMPLES,
     KEDA,
     LEAST,
+    VARIANTS,
     chart,
     check,
     example,
@@ -112,15 +112,13 @@ def test_every_example_is_clean(name: str) -> None:
     assert (report["messages"], report["errors"]) == ([], [])
     objects = render(example(name))
     assert of_kind(objects, "Deployment")
-    for each in objects:
-        check(each)
+    check(*objects)
 
 
 @pytest.mark.parametrize(("volume", "signal", "broker"), PAIRS)
 def test_a_matrix_of_values(volume: str, signal: str, broker: str) -> None:
     values = merged(LEAST, {"models": VOLUMES[volume], "workers": CLASSES}, SIGNALS[signal], BROKERS[broker])
-    for each in (*render(values), *render(values, EVERYTHING)):
-        check(each)
+    check(*render(values), *render(values, EVERYTHING))
 
 
 def test_the_defaults_alone_pass_the_linter() -> None:
@@ -151,19 +149,27 @@ def test_the_checks_can_see(kind: str, change: Any) -> None:
 def test_names_stay_within_what_kubernetes_takes() -> None:
     objects = render(LEAST, {"workers": {"a" * 20: {}}, "monitoring": EVERYTHING["monitoring"]}, name="r" * 53)
     assert max(len(each["metadata"]["name"]) for each in objects) <= 63
-    with pytest.raises(HelmValuesError, match="invalid propertyName"):
-        render(LEAST, {"workers": {"exporter": {}}})
-    with pytest.raises(HelmValuesError, match="invalid propertyName"):
-        render(LEAST, {"workers": {"a" * 21: {}}})
+    for name in ("exporter", "cpu-hpa", "a" * 21):
+        with pytest.raises(HelmValuesError, match="invalid propertyName"):
+            render(LEAST, {"workers": {name: {}}})
 
 
 def test_names_that_look_like_numbers_or_domains_are_names() -> None:
-    secret = {"broker": {"existingSecret": "456"}}
-    for thing in render(LEAST, secret, name="123"):
-        check(thing)
-    deployment = one(render(LEAST, secret, name="123"), "Deployment", "-cpu")
-    assert deployment["spec"]["selector"]["matchLabels"]["app.kubernetes.io/instance"] == "123"
-    assert "456" in str(deployment["spec"]["template"]["spec"]["containers"][0]["env"])
+    digits = {
+        "fullnameOverride": "12",
+        "nameOverride": "34",
+        "broker": {"existingSecret": "56"},
+        "serviceAccount": {"name": "78"},
+        "image": {"references": dict.fromkeys(VARIANTS, "90")},
+        "models": {"volume": {"type": "claim", "storageClassName": "1"}},
+        "workerDefaults": {"priorityClassName": "2", "runtimeClassName": "3", "spread": ["4"]},
+        "exporter": {"priorityClassName": "6"},
+    }
+    claim = {"models": {"volume": {"existingClaim": "7"}}}
+    for values in ((), (EVERYTHING,), (EVERYTHING, digits), (EVERYTHING, digits, claim)):
+        check(*render(LEAST, {"workers": CLASSES}, *values, name="123", namespace="456"))
+    trial = {"redis": {"image": "8", "persistence": {"enabled": True, "storageClassName": "9"}}}
+    check(*render(LEAST, BROKERS["bundled"], trial, name="123", namespace="456"))
     assert not [each for each in render(LEAST, name="my.release") if "." in each["metadata"]["name"]]
 
 
@@ -253,32 +259,6 @@ def test_the_init_container_speaks_the_language_of_the_command() -> None:
         command = group.commands[name]  # type: ignore[attr-defined]
         context = command.make_context(name, arguments)
         assert context.params["repository"] == "/models"
-
-
-def test_notes_say_what_is_there() -> None:
-    def notes(*values: Any) -> str:
-        rendered = chart().render(merged(*values), name="demo", namespace="shop")
-        [text] = [text for path, text in rendered.items() if path.endswith("NOTES.txt")]
-        return text
-
-    trial, production = notes(example("trial-gpu")), notes(example("eks-sqs-s3"))
-    assert "TRIAL: Redis is one pod" in trial
-    assert re.findall(r"TRIAL|NOTE.*", production) == [
-        "NOTE: gpu: one job shows at most 320000 images, i.e. 3 pods by backlog; raise SUBMISSION_WINDOW of the "
-        "producers, or lower drainGoalSeconds."
-    ]
-    window = Settings.model_fields["submission_window"].default
-    assert f"{{{{- $job := mul {window} " in (CHART / "templates" / "NOTES.txt").read_text()
-    assert "one job shows" not in notes(LEAST, {"workers": {"cpu": {"autoscaling": dict(KEDA)}}})
-    for text in (trial, production):
-        assert "rollout status deployment/demo-classifleet-gpu" in text
-        assert "service/demo-classifleet-exporter 9464" in text
-        assert "exec deployment/demo-classifleet-exporter -- classifleet classify" in text
-    assert "exec deployment/demo-classifleet-cpu -- " in notes(LEAST, {"exporter": {"enabled": False}})
-    assert "Secret demo-classifleet-redis, key broker-url" in trial
-    twice = notes(LEAST, {"workers": {name: {"autoscaling": dict(KEDA)} for name in ("cpu", "other")}})
-    assert "NOTE: cpu and other both count classify.default.bulk," in twice
-    assert "both count" not in notes(example("scale-to-zero"))
 
 
 def test_labels_of_the_values_do_not_stand_beside_ours() -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 from helm.generate import OWNED, documented
+from helm_python import Chart
 from helm_python.errors import HelmValuesError
 
 from classifleet.config import Settings
 from classifleet.config.brokers import STOCK_VISIBILITY_SECONDS
-from tests.helm.support import CHART, EXAMPLES, LEAST, ROOT, example, merged, render, settings_of
+from tests.helm.support import CHART, EXAMPLES, LEAST, ROOT, chart, example, merged, render, settings_of
 
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
@@ -74,6 +77,7 @@ def test_the_schema_is_one_and_the_defaults_and_examples_fit() -> None:
         {"models": {"digests": {"imagenet@1": "latest"}}},
         {"keda": {"redis": {"address": "redis://redis:6379"}}},
         {"workers": {"cpu": {"autoscaling": {"fallbackReplicas": 0}}}},
+        {"workers": {"cpu": {"resources": {"claims": [{"name": "gpu"}]}}}},
     ],
 )
 def test_what_the_schema_refuses(values: dict[str, Any]) -> None:
@@ -131,6 +135,16 @@ def test_the_versions_are_those_of_the_package() -> None:
 
     described = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert described["appVersion"] == version("classifleet")
+
+
+def test_what_git_and_editors_leave_behind_is_not_packed(tmp_path: Path) -> None:
+    folder = tmp_path / "classifleet"
+    shutil.copytree(CHART, folder)
+    (folder / ".git").mkdir()
+    for name in (".git/HEAD", "values.yaml~", "templates/workers.yaml.orig", "files/alerts/.classifleet.yaml.swp"):
+        (folder / name).write_text("{{ left behind")
+    packed = Chart.load(folder)
+    assert (packed.files, packed.templates) == (chart().files, chart().templates)
 
 
 def test_the_least_values_are_enough() -> None:

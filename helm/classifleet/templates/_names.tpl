@@ -39,6 +39,14 @@ classifleet/class: {{ quote . }}
 {{- toYaml $labels }}
 {{- end }}
 
+{{/* Metadata of an object. Of (list $ name component class), or (list $ name component class labels-that-win). */}}
+{{- define "classifleet.metadata" -}}
+name: {{ index . 1 | quote }}
+namespace: {{ (index . 0).Release.Namespace | quote }}
+labels:
+  {{- include "classifleet.labels" (concat (slice . 0 1) (slice . 2)) | nindent 2 }}
+{{- end }}
+
 {{/* Of (list $ variant), where variant is cuda, cpu or exporter. */}}
 {{- define "classifleet.image" -}}
 {{- $root := index . 0 -}}

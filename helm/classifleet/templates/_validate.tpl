@@ -103,6 +103,9 @@
 {{- fail (printf "workers.%s: LEASE_SECONDS is %v, and this broker gives a message to another worker after 300 s (its visibility timeout), while the lease still holds; set LEASE_SECONDS below 300" $name $lease) -}}
 {{- end -}}
 {{- $chunk := default 900 $settings.CHUNK_TIMEOUT_SECONDS | float64 -}}
+{{- if and (eq $root.Values.broker.type "amqp") (ge $chunk 1800.0) -}}
+{{- fail (printf "workers.%s: CHUNK_TIMEOUT_SECONDS is %v, and RabbitMQ gives a message to another worker if none has acknowledged it after 1800 s (its consumer_timeout), while the chunk may be at work; set CHUNK_TIMEOUT_SECONDS below 1800" $name $chunk) -}}
+{{- end -}}
 {{- if gt (float64 $class.drainSeconds) $chunk -}}
 {{- fail (printf "workers.%s: drainSeconds is %v, and no chunk is at work for longer than CHUNK_TIMEOUT_SECONDS (%v); lower drainSeconds, or raise the other" $name $class.drainSeconds $chunk) -}}
 {{- end -}}

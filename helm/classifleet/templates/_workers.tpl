@@ -83,7 +83,7 @@ CLASSIFLEET_{{ $name }}: {{ ternary $value (toJson $value) (kindIs "string" $val
 
 {{/* What all pods of ours have in common. Of the root. */}}
 {{- define "classifleet.podSpec" -}}
-serviceAccountName: {{ include "classifleet.serviceAccount" . }}
+serviceAccountName: {{ include "classifleet.serviceAccount" . | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .Values.image.pullSecrets }}
@@ -97,7 +97,7 @@ securityContext:
 {{/* Where a pod may run. Of merged values with nodeSelector, tolerations, affinity, priorityClassName. */}}
 {{- define "classifleet.placement" -}}
 {{- with .priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ quote . }}
 {{- end }}
 {{- with .nodeSelector }}
 nodeSelector:
