@@ -7,7 +7,7 @@ def test_kill(scenario: Scenario) -> None:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 from tests.chaos.arena import Arena, opened
 from tests.chaos.model import add_model
 from tests.chaos.place import MOST_PHOTOS, Place
-from tests.chaos.report import LEGEND, PLAIN, PLAIN_LEGEND, Row, table
+from tests.chaos.report import LEGEND, PLAIN, PLAIN_LEGEND, SKIPPED, Row, failed, skipped, table
 from tests.chaos.verdict import Expected
 from tests.chaos.web import GatedWeb
 from tests.models_support import PHOTOS
@@ -26,6 +26,9 @@ from tests.support.services import ACCESS_KEY, SECRET_KEY, S3Server
 
 _rows = pytest.StashKey[list[Row]]()
 _PROBLEMS_SHOWN = 12
+RECOVERY_SECONDS = 60.0
+"""Within so many is work committed that was in flight at a fault, if its scenario says nothing else: a lease of 2 s,
+two rounds of the reconciler, the restart of a worker, and a machine that is slow."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,6 +49,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=long)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and (mark := item.get_closest_marker("chaos")):
+        callspec = getattr(item, "callspec", None)
+        part = "" if callspec is None else callspec.params.get("part", "")
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        item.config.stash[_rows].append(skipped(mark.args[0] + part, mark.args[1], why.removeprefix("Skipped: ")))
+    return report
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     rows = config.stash[_rows]
     if not rows:
@@ -56,6 +70,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("chaos")
     for line in lines:
         terminalreporter.write_line(line)
+    for row in rows:
+        if row.verdict.startswith(SKIPPED):
+            terminalreporter.write_line(f"NOT RUN: {row.number}, {row.title}: {row.verdict}", red=True)
     if path := config.getoption("--chaos-table", default=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
@@ -85,6 +102,7 @@ class Scenario:
     full: bool
     place: Place
     folder: Path
+    most_seconds: float
     rows: list[Row]
     _arenas: int = 0
 
@@ -108,16 +126,11 @@ class Scenario:
                 yield it
                 verdict = it.judge(expected=expected)
             except BaseException:
-                self.rows.append(_failed(number, title, it))
+                self.rows.append(failed(number, title, sum(len(each.ids) for each in it.all_accepted()), it.faults))
                 raise
-            self.rows.append(it.row(number, title, verdict))
+            self.rows.append(it.row(number, title, verdict, self.most_seconds))
         shown = "\n".join(verdict.problems[:_PROBLEMS_SHOWN])
         assert not verdict.problems, f"scenario {number}, {title} (logs in {folder}):\n{shown}"
-
-
-def _failed(number: str, title: str, it: Arena) -> Row:
-    images = sum(len(each.ids) for each in it.all_accepted())
-    return Row(number, title, images, it.faults, None, None, None, None, 0.0, "failed: not judged")
 
 
 @pytest.fixture
@@ -130,4 +143,5 @@ def scenario(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     mark = request.node.get_closest_marker("chaos")
     full = request.config.getoption("--chaos", default=False)
-    return Scenario(*mark.args, full, place, tmp_path, request.config.stash[_rows])
+    most_seconds = mark.kwargs.get("within", RECOVERY_SECONDS)
+    return Scenario(*mark.args, full, place, tmp_path, most_seconds, request.config.stash[_rows])

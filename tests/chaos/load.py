@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 import redis
 
-from classifleet.config import QueueFull, Unavailable
+from classifleet.config import QueueFull, Unavailable, UnknownJob
 from classifleet.producer import Fleet
 from tests.chaos.model import MODEL
 from tests.chaos.observer import Observer
@@ -64,6 +64,7 @@ class Load:
         self._backlog = backlog
         self._began = time.monotonic()
         self._stopped = threading.Event()
+        self._submissions: dict[str, Callable[[], Accepted]] = {}
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="chaos-load", daemon=True)
 
@@ -86,9 +87,23 @@ class Load:
         """Images accepted so far."""
         return sum(len(each.ids) for each in self.accepted)
 
+    def again(self) -> int:
+        """After the end: submit anew what is not known any more; how many jobs that were."""
+        forgotten = [each.job for each in self.accepted if not self._known(each.job)]
+        for job in forgotten:
+            self._submissions[job]()
+        return len(forgotten)
+
+    def _known(self, job: str) -> bool:
+        try:
+            self._fleet.job(job).progress()
+        except UnknownJob:
+            return False
+        return True
+
     def _run(self) -> None:
         try:
-            for submission in self._submissions():
+            for submission in self._endless():
                 self._until_accepted(submission)
                 self._wait_for_room()
                 if self._stopped.is_set():
@@ -96,7 +111,7 @@ class Load:
         except BaseException as error:  # noqa: BLE001 - raised where the load is stopped
             self._failure = error
 
-    def _submissions(self) -> Iterator[Callable[[], Accepted]]:
+    def _endless(self) -> Iterator[Callable[[], Accepted]]:
         for turn in itertools.count():
             name = f"{self._prefix}-{turn}"
             yield self._bulk(f"{name}-bulk", None)
@@ -127,6 +142,7 @@ class Load:
         while True:
             try:
                 accepted = submit()
+                self._submissions[accepted.job] = submit
                 self.after(accepted)
                 self.accepted.append(accepted)
                 return

@@ -47,11 +47,12 @@ def cable() -> Iterator[Cable]:
     name = f"chaos{os.getpid() % 100_000}-{number}"
     laid = Cable(name, f"ch{os.getpid() % 100_000}-{number}", "10.213.77.1", "10.213.77.2")
     try:
-        _lay(laid)
+        try:
+            _lay(laid)
+        except (OSError, subprocess.CalledProcessError) as error:
+            permitted = os.environ.get("CI") and os.geteuid() == 0 and shutil.which("ip")
+            (pytest.fail if permitted else pytest.skip)(f"no network namespace can be made: {error}")
         yield laid
-    except (OSError, subprocess.CalledProcessError) as error:
-        permitted = os.environ.get("CI") and os.geteuid() == 0 and shutil.which("ip")
-        (pytest.fail if permitted else pytest.skip)(f"no network namespace can be made: {error}")
     finally:
         if shutil.which("ip"):
             subprocess.run(["ip", "netns", "delete", laid.namespace], check=False, timeout=_RUN_SECONDS)

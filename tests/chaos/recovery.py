@@ -88,6 +88,17 @@ class Watcher:
             self._open = [each for each in self._open if each not in finished]
 
 
+def problems(recoveries: Sequence[Recovery], most_seconds: float) -> list[str]:
+    """What is wrong with them: work that was in flight at a fault was not committed, or too late."""
+    left = sum(each.left for each in recoveries)
+    late = sum(each.all_seconds is not None and each.all_seconds > most_seconds for each in recoveries)
+    found = [
+        (left, f"{left} chunks that were in flight at a fault have no commit"),
+        (late, f"the work in flight at {late} faults took longer than {most_seconds:g} s to be committed"),
+    ]
+    return [text for count, text in found if count]
+
+
 def slowest(recoveries: Sequence[Recovery]) -> tuple[float | None, float | None]:
     """The longest wait for a first commit, and for the last, of all faults."""
     first = [each.first_seconds for each in recoveries if each.first_seconds is not None]

@@ -3,6 +3,7 @@
 python -m tests.chaos.saboteur crash before-part 3      dies when it is about to write its third part
 python -m tests.chaos.saboteur zombie 3                 stops itself (SIGSTOP) before its third commit
 python -m tests.chaos.saboteur decoder                  decodes as the end of each image says (see `hostile`)
+python -m tests.chaos.saboteur forward FOLDER           its forward passes wait while there is FOLDER/hold
 python -m tests.chaos.saboteur newer                    understands the payloads of the next version
 """
 
@@ -13,7 +14,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from classifleet.config import Payload
@@ -21,11 +24,13 @@ from classifleet.ledger import Call, SyncRunner, _scripts
 from classifleet.producer.cli import main
 from classifleet.worker import pipeline, sandbox
 from classifleet.worker.decode import prepare
+from classifleet.worker.forward import Forward
 from classifleet.worker.sink import Sinks
 from tests.chaos.hostile import CHILD, hostile
 
 CRASHED: Final = 77
 GAPS: Final = ("before-part", "part-commit", "commit-ack", "after-ack")
+HOLD: Final = "hold"
 NEWER_FIELD: Final = "hint"
 
 
@@ -108,6 +113,24 @@ def install_decoder() -> None:
     command["command"] = (sys.executable, "-I", "-B", str(CHILD))
 
 
+def install_forward(folder: Path) -> None:
+    """While it waits in a forward pass, a file named by its process says so."""
+    mine, hold = folder / str(os.getpid()), folder / HOLD
+
+    def wait(*_: object) -> None:
+        while hold.exists():
+            mine.touch()
+            time.sleep(0.01)
+        mine.unlink(missing_ok=True)
+
+    wrap(Forward, "_scores", before=wait)
+
+
+def in_forward(folder: Path) -> set[str]:
+    """The processes that wait in a forward pass."""
+    return {file.name for file in folder.iterdir()} - {HOLD}
+
+
 def install_newer() -> None:
     """Payloads of the next version have one field more."""
     validate = Payload.model_validate_json
@@ -131,6 +154,8 @@ def run(what: str, *arguments: str) -> None:
             install_zombie(int(arguments[0]))
         case "decoder":
             install_decoder()
+        case "forward":
+            install_forward(Path(arguments[0]))
         case "newer":
             install_newer()
         case _:

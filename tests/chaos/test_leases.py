@@ -23,6 +23,7 @@ from tests.support.fleet import Worker
 LATE = '"outcome": "late"'
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 STALL_SECONDS = 1.0
+SUNK = 50  # chunks: the store of the tests must not be what the others wait for
 
 
 @pytest.mark.chaos("10", "lease shorter than the work")
@@ -121,15 +122,18 @@ def test_restore(scenario: Scenario) -> None:
     fetches = dict.fromkeys(("FETCH_CONCURRENCY", "FETCH_SLOW_CONCURRENCY", "FETCH_HOST_CONCURRENCY"), "2048")
     with scenario.arena(settings={"LEASE_SECONDS": "6"}) as it:
         [victim] = it.start(1, **many, **fetches)
-        it.gated("restored", chunks=chunks)
+        it.gated("restored", chunks=chunks - SUNK)
+        it.gated("restored-sink", chunks=SUNK, sink=it.sink)
         it.wait_at_work(images=chunks)
         it.start(1)
         with probing(it) as idle:
             threading.Event().wait(3)
         it.inject(lambda: it.end(victim), victim)
         with probing(it) as stalls:  # from now on: an image that the victim had would wait for its lease
-            it.place.web.open("restored")
-            wait_until(lambda: it.fleet.job("restored").progress().finished, "all chunks to be done", 120)
+            jobs = [it.fleet.job(job) for job in ("restored", "restored-sink")]
+            for job in jobs:
+                it.place.web.open(job.id)
+            wait_until(lambda: all(job.progress().finished for job in jobs), "all chunks to be done", 120)
         longest = max(stalls)
         print(f"longest wait of an interactive image: {longest:.2f} s, idle {max(idle):.2f} s, {len(stalls)} asked")
         assert longest < max(idle) + STALL_SECONDS

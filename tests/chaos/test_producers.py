@@ -62,7 +62,7 @@ def accepted(it: Arena, job: str) -> int:
     return int(it.observer.client.hget(it.observer.keys.job(job), "accepted") or 0)
 
 
-@pytest.mark.chaos("21", "all workers gone; the exporter brings the work back")
+@pytest.mark.chaos("21", "all workers gone; the exporter brings the work back", within=90)
 def test_no_workers(scenario: Scenario) -> None:
     """What they had reserved is queued again and published again while there is no worker at all."""
     with scenario.arena() as it:

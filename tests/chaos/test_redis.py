@@ -9,30 +9,39 @@ from typing import Any
 import pytest
 
 from classifleet.config import UnknownJob
-from tests.chaos.arena import Arena
+from tests.chaos.arena import SABOTEUR, Arena
 from tests.chaos.conftest import Scenario
 from tests.chaos.load import Load
+from tests.chaos.saboteur import HOLD, in_forward
 from tests.support import wait_until
 
 
-@pytest.mark.chaos("4", "CLIENT KILL of every connection")
+@pytest.mark.chaos("4", "CLIENT KILL of every connection during forward")
 def test_client_kill(scenario: Scenario) -> None:
+    passes = scenario.folder / "forward"
+    passes.mkdir()
     with scenario.arena() as it:
-        it.start(2)
+        it.start(2, command=(*SABOTEUR, "forward", str(passes)))
         with it.load(), it.redis.client() as admin:
 
             def kill_all() -> None:
+                before = in_forward(passes)
                 killed = [admin.client_kill_filter(_type=kind, skipme=True) for kind in ("normal", "pubsub")]
                 assert sum(killed) > 0
+                assert before & in_forward(passes), "no forward pass was under way"
 
             for _ in range(10):
+                (passes / HOLD).touch()
+                wait_until(lambda: in_forward(passes), "a forward pass", 60)
                 it.inject(kill_all)
+                (passes / HOLD).unlink()
                 wait_for_more(it, 64)
 
 
 @pytest.mark.chaos("5", "Redis killed, with AOF")
 def test_redis_killed(scenario: Scenario) -> None:
-    with scenario.arena(part="a") as it:
+    """With `everysec` a write waits in Redis for up to two seconds while a slow disk is written to (guarantees.md)."""
+    with scenario.arena(part="a", redis_options=("--appendfsync", "always")) as it:
         it.start(2)
         with it.load():
             for _ in range(3):
@@ -47,22 +56,26 @@ def test_redis_forgets(scenario: Scenario) -> None:
     options = ("--appendonly", "no")
     with scenario.arena(part="b", settings={"EPHEMERAL": "true"}, redis_options=options) as it:
         it.start(1)
+        load = it.load(backlog=60)
         jobs = {
             "done": [(f"done/{n}", it.place.ref()) for n in range(40)],
             "held": [("held/0", it.place.web.gated("forgotten", it.place.photo().name))],
             "queued": [(f"queued/{n}", it.place.ref()) for n in range(400)],
             "sink": [(f"sink/{n}", it.place.ref()) for n in range(40)],
         }
-        for job, items in jobs.items():
-            it.submit(job, items, sink=it.sink if job == "sink" else None)
-            if job == "done":
-                it.fleet.job(job).wait(60)
-        it.inject(it.kill_redis)
-        it.restart_redis()
-        for job in jobs:
-            for ask in (it.fleet.job(job).progress, it.fleet.handle(job).done):
-                with pytest.raises(UnknownJob):
-                    ask()
+        with load:
+            for job, items in jobs.items():
+                it.submit(job, items, sink=it.sink if job == "sink" else None)
+                if job == "done":
+                    it.fleet.job(job).wait(60)
+            it.inject(it.kill_redis)
+            it.restart_redis()
+            for job in jobs:
+                for ask in (it.fleet.job(job).progress, it.fleet.handle(job).done):
+                    with pytest.raises(UnknownJob):
+                        ask()
+            wait_for_acceptance(load)
+        assert load.again() > 0, "nothing of the load was forgotten"
         it.accepted.clear()
         for job, items in jobs.items():
             it.submit(job, items, sink=it.sink if job == "sink" else None)
@@ -79,7 +92,7 @@ def test_broker_forgets(scenario: Scenario) -> None:
                 wait_for_more(it, 150)
 
 
-@pytest.mark.chaos("7", "Redis paused 30 s")
+@pytest.mark.chaos("7", "Redis paused 30 s", within=90)
 def test_redis_pauses(scenario: Scenario) -> None:
     with scenario.arena() as it:
         it.start(2)

@@ -1,4 +1,4 @@
-"""RabbitMQ and SQS: the ledger alone makes up for what a broker does not promise."""
+"""RabbitMQ, SQS, and Redis with kombu's own transport: the ledger makes up for what a broker does not promise."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from amqp import PreconditionFailed
+from kombu import Connection
 
 from classifleet.config import BrokerUnavailable, Settings, message
+from classifleet.config.brokers import broker_queue
 from classifleet.config.celery_app import Publisher
 from classifleet.producer import Fleet
 from tests.support.brokers import rabbitmq, sqs
@@ -20,6 +23,7 @@ from tests.support.fleet import start_worker
 from tests.support.waiting import wait_until
 
 QUEUE = "classify.default.bulk"
+BROKERS = ["rabbitmq", "sqs", "stock redis"]
 
 
 def serve(start: Callable[[Path], AbstractContextManager[str]], factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -39,7 +43,7 @@ def sqs_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield from serve(sqs, tmp_path_factory)
 
 
-@pytest.fixture(params=["rabbitmq_url", "sqs_url"], ids=["rabbitmq", "sqs"])
+@pytest.fixture(params=["rabbitmq_url", "sqs_url"], ids=BROKERS[:2])
 def broker_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"]:
         monkeypatch.delenv(name)
@@ -68,6 +72,22 @@ def test_messages_are_kept_apart_by_namespace_and_counted(broker_url: str, redis
     theirs.close()
 
 
+def test_rabbitmq_keeps_messages_on_several_nodes_and_confirms_them(rabbitmq_url: str, redis_url: str) -> None:
+    namespace = f"n{uuid.uuid4().hex[:8]}"
+    given = Settings.load(broker_url=rabbitmq_url, redis_url=redis_url, namespace=namespace)
+    publisher, name = Publisher(given), broker_queue(given, rabbitmq_url, QUEUE)
+    publisher.publish([(QUEUE, message("j", "0"))])
+    with publisher._connections().acquire() as connection:
+        assert connection.default_channel._confirm_selected, "a publish waits for the broker's word"
+    publisher.close()
+    with Connection(rabbitmq_url) as connection:  # a queue that exists is refused with other properties than its own
+        arguments = {"x-queue-type": "classic"}
+        with pytest.raises(PreconditionFailed, match="received 'classic' but current is 'quorum'"):
+            connection.channel().queue_declare(queue=name, durable=True, auto_delete=False, arguments=arguments)
+        connection.channel().queue_delete(name)
+
+
+@pytest.mark.parametrize("broker_url", ["rabbitmq_url", "sqs_url", "redis_url"], ids=BROKERS, indirect=True)
 def test_a_job_from_end_to_end_and_over_the_death_of_its_worker(
     broker_url: str, redis_url: str, zoo: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -80,6 +100,7 @@ def test_a_job_from_end_to_end_and_over_the_death_of_its_worker(
         "REDIS_URL": redis_url,
         "NAMESPACE": namespace,
         "CHUNKS_IN_FLIGHT": "4",
+        "TRANSPORT": "stock",  # of Redis
     }
     with Fleet(broker_url, redis_url=redis_url, namespace=namespace, chunk_size=4) as fleet:
         with start_worker(broker_url, tmp_path / "first.log", settings=settings) as worker:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from classifleet.config import InvalidRequest, QueueFull
+from classifleet.config import InvalidRequest, LedgerUnavailable, QueueFull
 from classifleet.producer import AsyncFleet, Fleet
 from classifleet.producer import _dead_letters as flows
 from classifleet.producer.testing import InMemoryFleet
@@ -151,6 +151,25 @@ def test_a_requeue_that_was_cut_short_is_the_same_job_when_it_is_repeated(fleet,
         outcome = small.requeue(small.dead_letters())
     assert outcome.jobs == {calls[0]: 5}
     assert fleet.job(calls[0]).progress().total == 5
+
+
+def test_a_requeue_whose_images_redis_lost_is_completed_when_it_is_repeated(fleet, worker, monkeypatch):
+    submit(fleet, "nightly", [f"data:,{n}" for n in range(5)])
+    worker.fail()
+    kept = {key: worker.redis.dump(key) for key in worker.redis.keys("*")}
+    seal = flows.Flows.seal
+
+    def lossy(self, *args):
+        worker.redis.flushdb()
+        for key, dumped in kept.items():
+            worker.redis.restore(key, 0, dumped)
+        return (yield from seal(self, *args))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flows.Flows, "seal", lossy)
+        with pytest.raises(LedgerUnavailable, match="lost images"):
+            fleet.requeue(fleet.dead_letters())
+    assert sum(fleet.requeue(fleet.dead_letters()).jobs.values()) == 5
 
 
 def test_what_failed_again_is_requeued_under_a_name_of_its_own(fleet, worker):

@@ -12,7 +12,18 @@ import pytest
 import redis
 
 from classifleet.config import LedgerUnavailable
-from classifleet.ledger import Begin, Commit, DeadLetter, Discarded, Parked, Put, PutReply, Tally
+from classifleet.ledger import (
+    FORGOTTEN_SECONDS,
+    Begin,
+    Commit,
+    DeadLetter,
+    Discarded,
+    Parked,
+    Put,
+    PutReply,
+    Tally,
+    WorkerInfo,
+)
 from tests.conftest import SettingsFactory
 from tests.fixtures_ledger import LONG_MS, QUEUE, REQUEST, Bench, digest, head, wait_for_next_millisecond
 from tests.support import RedisServer
@@ -150,6 +161,48 @@ def test_a_dead_letter_of_garbage_can_be_discarded(bench: Bench, body: str) -> N
     assert bench.run(bench.ledger.dead_letter("k")) == {}
 
 
+# --- images that were parked for nobody ----------------------------------------------------------------------------
+
+
+def parked(bench: Bench, job: str, *, seconds: int = FORGOTTEN_SECONDS) -> str:
+    """An image of the job's chunk `c`, parked so long ago; its key."""
+    bench.run(bench.ledger.put_blob(job, "c", SHA, b"x" * 50, ttl_ms=LONG_MS, cap=1000))
+    key = bench.keys.blob(job, "c", SHA)
+    bench.redis.restore(key, LONG_MS, bench.redis.dump(key), replace=True, idletime=seconds)
+    return key
+
+
+def test_an_image_whose_producer_ended_before_it_put_the_chunk_is_taken_back(bench: Bench) -> None:
+    forgotten = [parked(bench, job) for job in ("unknown", "cancelled")]
+    kept = [parked(bench, job) for job in ("known", "done", "open")] + [parked(bench, "new", seconds=3000)]
+    for job in ("known", "done"):
+        bench.put(job, "c")
+    for job in ("cancelled", "open"):
+        bench.put(job, "other")
+    bench.run(bench.ledger.cancel("cancelled"))
+    bench.commit("done", "c", bench.begin("done", "c").attempt)  # what it drops is not looked at here
+    bench.run(bench.ledger.put_blob("done", "c", SHA, b"x" * 50, ttl_ms=LONG_MS, cap=1000))
+    images = bench.run(bench.ledger.parked_images(0, 99))
+    assert len(images) == 6
+    calls = [bench.ledger.take_back_blobs(*image[:2], image[2:], idle_seconds=FORGOTTEN_SECONDS) for image in images]
+    assert sum(bench.runner.run_all(calls)) == 2
+    assert [bench.redis.exists(key) for key in forgotten + kept] == [0, 0, 1, 1, 1, 1]
+    assert int(bench.redis.get(bench.keys.shared("blob_bytes"))) == 4 * 50
+    assert len(bench.run(bench.ledger.parked_images(0, 99))) == 4
+
+
+def test_the_image_of_a_dead_letter_outlives_its_job(bench: Bench) -> None:
+    parked(bench, "j")
+    bury(bench, letter("j.c.0"))
+    key = bench.keys.blob("j", "c", SHA)
+    bench.redis.restore(key, LONG_MS, bench.redis.dump(key), replace=True, idletime=9 * FORGOTTEN_SECONDS)
+    bench.redis.delete(bench.keys.job("j"), bench.keys.parts("j"))  # as when its time to live has ended
+    assert bench.run(bench.ledger.take_back_blobs("j", "c", [SHA], idle_seconds=FORGOTTEN_SECONDS)) == 0
+    assert bench.redis.exists(key)
+    assert bench.run(bench.ledger.discard("j.c.0")) is Discarded.DROPPED
+    assert not bench.redis.exists(key)
+
+
 # --- silent producers ----------------------------------------------------------------------------------------------
 
 
@@ -260,11 +313,14 @@ def test_memory_is_kept_free_for_the_records_of_what_was_accepted(small: Bench) 
 def test_a_worker_goes_on_when_redis_is_full(small: Bench) -> None:
     """Whatever a worker or the reconciler asks works at maxmemory; only producers are refused."""
     run, ledger = small.run, small.ledger
+    small.put("lost", "c")
+    small.begin("lost", "c", "w1", queue=QUEUE, grant="lost")
     for chunk in ("a", "b", "c", "d", "e", "f"):
         small.put("j", chunk)
     small.put("open", "c")
     small.put("gone", "c")
     small.begin("j", "a", "w1")
+    parked(small, "forgotten")
     stuff(small)
     with pytest.raises(LedgerUnavailable, match="memory"):
         small.put("j", "g")
@@ -282,11 +338,17 @@ def test_a_worker_goes_on_when_redis_is_full(small: Bench) -> None:
     ]
     outcome = small.commit("j", "a", records=[("1", b"x" * 2000)], dead=dead, dead_ttl_ms=LONG_MS, dead_most=9)
     assert outcome == (Commit.COMMITTED, False)
+    assert run(ledger.failed("j", "f", "w1", small.begin("j", "f", "w1").attempt)) == 1
+    assert run(ledger.sink_failed("j", "f", gap_ms=LONG_MS)) == 0
+    assert "sink_failed_at" in small.job("j")
+    assert run(ledger.revoke(QUEUE, "lost", keep_ms=LONG_MS)) == [("lost", "c")]
+    assert run(ledger.take_back_blobs("forgotten", "c", [SHA], idle_seconds=FORGOTTEN_SECONDS)) == 1
+    assert run(ledger.enlist(WorkerInfo("w1", ("default",), ("imagenet@3",), "1.0"))) == 1
     assert run(ledger.hold("duty", "me", lease_ms=LONG_MS))
     assert small.seal("j") is Put.SEALED
     assert run(ledger.cancel("gone")) == "CANCELLED"
     assert small.commit("gone", "c", 0) == (Commit.COMMITTED, False)
-    assert run(ledger.abandon(-1, 9)) == ["open"]
+    assert run(ledger.abandon(-1, 9)) == ["lost", "open"]
     small.commit("open", "c", small.begin("open", "c").attempt)
     assert run(ledger.finish("open")) is False, "it has ended"
     assert run(ledger.discard("k")) is Discarded.DROPPED

@@ -12,7 +12,15 @@ import pytest
 
 from classifleet.config import Settings
 from classifleet.ledger import Ledger, SyncRunner, connect
-from classifleet.producer import AsyncFleet, Fleet, InvalidRequest, JobAbandoned, QueueFull, UnknownJob
+from classifleet.producer import (
+    AsyncFleet,
+    Fleet,
+    InvalidRequest,
+    JobAbandoned,
+    QueueFull,
+    UnknownJob,
+    _submitting,
+)
 from tests.conftest import SettingsFactory
 from tests.fixtures_ledger import Bench
 from tests.support import RedisServer
@@ -74,6 +82,20 @@ def test_room_is_waited_for_if_that_is_asked(own: Settings, worker: HandWorker) 
         wait_until(lambda: worker.answer() >= 0 and waiting.done(), "room")
         worker.answer()
         assert waiting.result().result(SECONDS).top == LABEL
+
+
+def test_an_image_is_parked_anew_while_its_chunk_waits(
+    own: Settings, worker: HandWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was parked an hour ago for no chunk that the ledger knows is taken back."""
+    monkeypatch.setattr(_submitting, "PARKED_SECONDS", 0.1)
+    with fleet_of(own, max_queued_images={"bulk": 1}) as fleet, ThreadPoolExecutor(1) as pool, connect(own) as client:
+        fleet.submit(REF, models="m", lane="bulk")
+        waiting = pool.submit(fleet.submit_many, [LARGE], models="m", job_id="waits")
+        for _ in range(2):
+            wait_until(lambda: client.keys("*:blob:waits:*"), "the image to be parked")
+            client.delete(*client.keys("*:blob*"))
+        wait_until(lambda: worker.answer() >= 0 and waiting.done(), "room")
 
 
 def test_a_job_of_many_waits_for_room(own: Settings, worker: HandWorker) -> None:

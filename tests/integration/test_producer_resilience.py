@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 import subprocess
@@ -13,11 +14,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from classifleet.config import Settings
+from classifleet.ledger import connect
 from classifleet.producer import (
+    AsyncFleet,
     BrokerUnavailable,
     Fleet,
     LedgerUnavailable,
@@ -235,6 +239,56 @@ def test_a_server_that_comes_back_is_used_again(own: Settings, worker: HandWorke
             worker.answer()
             assert future.result(SECONDS).top == LABEL
         assert fleet.submit(REF, models="m").id
+
+
+# --- a Redis that loses what it had accepted --------------------------------------------------------------------
+
+
+GROUP = 16  # chunks that are put in one round trip
+
+
+def submit_all(own: Settings, kind: str, items: Iterator[str]) -> None:
+    options: dict[str, Any] = {"models": "m", "job_id": "lost", "chunk_size": 1}
+    if kind == "sync":
+        with Fleet(own.broker_url, namespace=own.namespace) as fleet:
+            fleet.submit_many(items, **options)
+        return
+
+    async def submit() -> None:
+        async with AsyncFleet(own.broker_url, namespace=own.namespace) as fleet:
+            await fleet.submit_many(items, **options)
+
+    asyncio.run(submit())
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("left", [0, GROUP])
+def test_images_that_redis_lost_before_the_last_one_was_submitted_are_not_forgotten(
+    own: Settings, fleet: Fleet, worker: HandWorker, kind: str, left: int
+) -> None:
+    """It comes back empty, or as it was a moment ago, while the caller's iterable has yet to end."""
+    images = left + GROUP
+
+    def lossy() -> Iterator[str]:
+        with connect(own) as client:
+            kept: dict[bytes, bytes] = {}
+            for number in range(images):
+                if left and number == left:  # the group before is in
+                    kept = {key: client.dump(key) for key in client.keys("*")}
+                yield f"{REF}?{number}"
+            client.flushdb()
+            for key, dumped in kept.items():
+                client.restore(key, 0, dumped)
+
+    with pytest.raises(LedgerUnavailable, match="lost images of job 'lost'"):
+        submit_all(own, kind, lossy())
+    worker.answer()
+    assert [job.progress.state for job in fleet.jobs()] == ["open"] * bool(left)
+    submit_all(own, kind, (f"{REF}?{number}" for number in range(images)))
+    worker.answer()
+    progress = fleet.job("lost").wait(SECONDS)
+    assert (progress.accepted, progress.ok, progress.state) == (images, images, "done")
+    assert sorted(int(result.id) for result in fleet.job("lost").results()) == list(range(images))
 
 
 # --- limits -----------------------------------------------------------------------------------------------------

@@ -126,6 +126,7 @@ def test_a_broker_that_is_down_or_silent_is_unavailable_in_time(listens: bool) -
     [
         ("zeromq://:hunter2@host/0", SettingsError, "zeromq://.* is not a broker that can be used.*redis://"),
         ("no.such.module://host", SettingsError, "is not a broker that can be used"),
+        ("sentinel://:hunter2@host:26379/0", SettingsError, "is not a broker that can be used"),
     ],
 )
 def test_a_broker_that_cannot_be_used_is_named(url: str, error: type[Exception], says: str) -> None:

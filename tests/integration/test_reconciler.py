@@ -257,6 +257,24 @@ def test_names_of_expired_jobs_are_forgotten(bench: Bench, make: Make, monkeypat
     assert bench.run(bench.ledger.jobs(0, 99)) == ["just-expired", "running"]
 
 
+def test_images_parked_for_no_chunk_are_looked_at_in_pages(
+    bench: Bench, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "PAGE", 2)
+    for job in ("a", "b", "c", "d", "e"):
+        bench.run(bench.ledger.put_blob(job, "c", "ab" * 32, b"x" * 50, ttl_ms=LONG_MS, cap=1000))
+        if job not in "ac":  # those of the others wait for their chunk, or their producer does
+            key = bench.keys.blob(job, "c", "ab" * 32)
+            bench.redis.restore(key, LONG_MS, bench.redis.dump(key), replace=True, idletime=upkeep.FORGOTTEN_SECONDS)
+    reconciler = make()
+    left = []
+    for _ in range(4):
+        reconciler.look_after()
+        left.append(int(bench.redis.get(bench.keys.shared("blob_bytes"))) // 50)
+    assert left == [4, 3, 2, 2]
+    assert [job for job, _, _ in bench.run(bench.ledger.parked_images(0, 9))] == ["a", "c"]
+
+
 def test_forgotten_images_are_swept_by_one_process_an_hour(make: Make, tmp_path: Path) -> None:
     first, second = (make(owner, claim_store=f"file://{tmp_path}") for owner in ("r1", "r2"))
     namespace = first.context.settings.namespace

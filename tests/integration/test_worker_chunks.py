@@ -78,6 +78,16 @@ def test_only_failures_count_until_a_chunk_is_given_up(workshop: Workshop, setti
     assert message == "its chunk failed 5 times: TimeoutError"
 
 
+def test_what_is_begun_after_its_deadline_is_answered_without_work(
+    workshop: Workshop, settings: SettingsFactory
+) -> None:
+    workshop.build(settings())
+    workshop.put("0", deadline_ms=0)
+    workshop.run("0")
+    assert code_counts(workshop.bench) == {"deadline_exceeded": 2}
+    assert workshop.pipeline.begun == 0
+
+
 # --- models that only others have ----------------------------------------------------------------------------------
 
 

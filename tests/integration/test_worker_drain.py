@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -60,9 +61,12 @@ def ended(worker: Worker, seconds: float = 40) -> int:
     return worker.process.process.wait(seconds)
 
 
+def logged(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+
+
 def events(log: Path) -> Counter[str]:
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    return Counter(line["event"] for line in lines)
+    return Counter(line["event"] for line in logged(log))
 
 
 def nobody_died(client: redis.Redis) -> bool:
@@ -129,10 +133,25 @@ def test_what_is_not_finished_is_handed_back(
         assert "Traceback" not in first.read_text()
 
 
-def test_too_much_memory_drains(broker: str, settings: dict[str, str], tmp_path: Path) -> None:
-    log = tmp_path / "worker.log"
+def test_too_much_memory_drains(
+    broker: str, settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RIGGED_SECONDS", "0.3")
+    monkeypatch.setenv("RIGGED_LEAN", "1")
+    first, second = tmp_path / "first.log", tmp_path / "second.log"
     limit = {"MAX_RSS_BYTES": str(1 << 20)}
-    with start_worker(broker, log, settings=settings | limit, command=RIGGED, wait=False) as worker:
-        assert ended(worker, 90) == EXIT_MEMORY
-    assert events(log)["too much memory"] == 1
-    assert events(log)["drained"] == 1
+    with Fleet(broker, chunk_size=2) as fleet, redis.Redis.from_url(broker) as client:
+        job = submit(fleet, tmp_path)
+        with start_worker(broker, first, settings=settings | limit, command=RIGGED, wait=False) as worker:
+            assert ended(worker, 90) == EXIT_MEMORY
+        said = events(first)
+        assert said["too much memory"] == said["draining"] == said["drained"] == 1
+        [chunks] = [line["chunks"] for line in logged(first) if line["event"] == "draining"]
+        assert chunks > 0, "at work when it began to drain"
+        assert not said["handed back"]
+        assert 0 < job.progress().done == 2 * said["chunk"] < IMAGES
+        assert fleet.queues()["classify.default.bulk"].leased_chunks == 0
+        assert nobody_died(client)
+        monkeypatch.setenv("RIGGED_SECONDS", "0")
+        with start_worker(broker, second, settings=settings, command=RIGGED):
+            assert_each_once(job)

@@ -100,11 +100,11 @@ class Workshop:
         )
         return self.chunks
 
-    def put(self, chunk: str, *, images: int = 2, deaths: int = 0, sink: str | None = None) -> None:
+    def put(self, chunk: str, *, images: int = 2, deaths: int = 0, sink: str | None = None, **changes: Any) -> None:
         items = [Item(id=f"i{n}", ref="data:,x") for n in range(images)]
         payload = Payload(job="j", chunk=chunk, items=items, models=["m"], sink=sink)
         header = head(models='["m"]', options="{}", **({"sink": sink} if sink else {}))
-        self.bench.put("j", chunk, images=images, payload=payload.encode(), header=header)
+        self.bench.put("j", chunk, images=images, payload=payload.encode(), header=header, **changes)
         if deaths:
             self.bench.redis.hset(self.bench.keys.chunk("j", chunk), "deaths", deaths)
 

@@ -210,6 +210,14 @@ def test_the_ledger_is_the_broker_when_that_is_redis(broker: str | None, redis: 
     assert Settings.load(broker_url=broker, redis_url=redis).ledger_url() == ledger
 
 
+@pytest.mark.parametrize("name", ["redis_url", "content_cache_url"])
+@pytest.mark.parametrize("url", ["sentinel://:hunter2@a:26379", "amqp://b"])
+def test_what_must_be_a_redis_is_one(name: str, url: str) -> None:
+    with pytest.raises(SettingsError, match=r"not of a Redis: .* an address that follows the primary") as caught:
+        Settings.load(**{name: url})
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("broker", "message"),
     [

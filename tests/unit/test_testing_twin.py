@@ -240,6 +240,19 @@ def test_a_ledger_that_is_away() -> None:
         assert fleet.submit(REF, models="m").done()
 
 
+def test_a_ledger_that_loses_what_it_had_accepted() -> None:
+    with InMemoryFleet(cat) as fleet:
+
+        def lossy() -> Iterator[str]:
+            yield from [REF] * 16
+            fleet.expire("job")
+
+        with pytest.raises(LedgerUnavailable, match="lost images"):
+            fleet.submit_many(lossy(), models="imagenet", job_id="job", chunk_size=1)
+        again = fleet.submit_many([REF] * 16, models="imagenet", job_id="job", chunk_size=1)
+        assert again.wait().ok == 16
+
+
 def test_a_broker_that_is_away() -> None:
     with InMemoryFleet(cat) as fleet:
         image_id = fleet.new_id()

@@ -94,8 +94,9 @@ def require_transport(url: str) -> None:
     from kombu.transport import get_transport_cls
 
     try:
-        if not scheme(url).isalnum():
-            raise KeyError(scheme(url))  # of a name with a dot kombu would make a module, and import it
+        # Of a name with a dot kombu would make a module, and import it; with Sentinel it needs more than a URL.
+        if not scheme(url).isalnum() or scheme(url) == "sentinel":
+            raise KeyError(scheme(url))
         get_transport_cls(scheme(url))
     except ImportError as error:
         if is_sqs(url):

@@ -63,6 +63,16 @@ class Settings(
             raise ValueError("not a URL: expected something like redis://host:6379/0")
         return value
 
+    @field_validator("redis_url", "content_cache_url")
+    @classmethod
+    def _is_a_redis(cls, value: str | None) -> str | None:
+        if value is not None and not is_redis(value):
+            raise ValueError(
+                "not of a Redis: expected redis://, rediss:// or unix://; with Sentinel, an address that follows the "
+                "primary"
+            )
+        return value
+
     @field_validator("max_queued_images", "objective_seconds")
     @classmethod
     def _names_lanes_or_queues(cls, value: dict[str, int]) -> dict[str, int]:

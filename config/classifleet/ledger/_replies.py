@@ -103,6 +103,11 @@ def read_members(reply: list[bytes]) -> list[tuple[str, str]]:
     return [(job, chunk) for job, chunk in pairs]
 
 
+def read_parked_images(reply: list[bytes]) -> list[tuple[str, str, str]]:
+    names = (member.decode().split(":") for member in reply)
+    return [(job, chunk, sha256) for job, chunk, sha256, _ in names]
+
+
 def read_strings(reply: Iterable[bytes]) -> list[str]:
     return [value.decode() for value in reply]
 

@@ -59,12 +59,14 @@ class Ledger:
         room: int = 0,
         share: float = 0.0,
         trace: str = "",
+        expects: int | None = None,
     ) -> Call[PutReply]:
         """Open a job (with a header), add a chunk to it, seal it: any of the three, in this order, atomically.
 
         A new chunk is refused when its queue would hold more than `limit` images (0: no limit), or when less than
         `1 - share` of Redis' `maxmemory` would be left beside `room` bytes for its records and those of all others.
         `trace` is the submitter's (see `config.tracing`); it is handed out with the chunk's leases.
+        A job with fewer chunks than its producer `expects` is not sealed (None: it does not know).
         """
         return self._script(
             _scripts.PUT,
@@ -83,6 +85,7 @@ class Ledger:
                 room,
                 share,
                 trace,
+                "" if expects is None else expects,
             ),
             _replies.read_put,
             durable=True,
@@ -94,9 +97,18 @@ class Ledger:
         """Park an image, unless all parked images together would exceed `cap` bytes; `share` is as for `put`."""
         return self._script(_scripts.PUT_BLOB, (job, chunk, sha256, data, ttl_ms, cap, share), Parked)
 
-    def take_back_blobs(self, job: str, chunk: str, sha256s: Iterable[str]) -> Call[bool]:
-        """Drop the parked images of a chunk that was refused; false if the ledger has the chunk, and so keeps them."""
-        return self._script(_scripts.TAKE_BACK_BLOBS, (job, chunk, *sha256s), bool)
+    def take_back_blobs(self, job: str, chunk: str, sha256s: Iterable[str], *, idle_seconds: int = 0) -> Call[int]:
+        """Drop the parked images of a chunk that was refused: how many; none if the ledger has the chunk.
+
+        With `idle_seconds` only those parked so long ago that no producer waits with, and no dead letter needs.
+        """
+        return self._script(_scripts.TAKE_BACK_BLOBS, (job, chunk, idle_seconds, *sha256s), int)
+
+    def parked_images(self, offset: int, count: int) -> Call[list[tuple[str, str, str]]]:
+        """Parked images as (job, chunk, sha256), those first whose time is up first."""
+        return self._command(
+            "ZRANGE", self.keys.shared("blobs"), _replies.read_parked_images, offset, offset + count - 1
+        )
 
     def get_blob(self, job: str, chunk: str, sha256: str) -> Call[bytes | None]:
         """A parked image."""

@@ -86,7 +86,7 @@ def _version_problem(version: str) -> Problem | None:
 def _cluster_problem(info: dict[str, Any]) -> Problem | None:
     if not info.get("cluster_enabled"):
         return None
-    return Problem("it is a Redis Cluster", "use a single primary (with replicas or Sentinel)")
+    return Problem("it is a Redis Cluster", "use a single primary (with replicas, at an address that follows it)")
 
 
 def _eviction_problem(info: dict[str, Any]) -> Problem | None:

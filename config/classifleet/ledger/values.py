@@ -8,6 +8,7 @@ from enum import IntEnum, StrEnum
 from typing import Final
 
 MANUAL_ATTEMPT: Final = 0  # commits that no worker made: the reconciler's records
+FORGOTTEN_SECONDS: Final = 3600  # an image parked so long ago has lost its producer: that one parks it anew before
 
 
 class Put(StrEnum):
@@ -24,6 +25,7 @@ class Put(StrEnum):
     CANCELLED = "CANCELLED"  # the job was cancelled: nothing is taken
     ABANDONED = "ABANDONED"  # the job ended since its producer had been silent for too long
     UNKNOWN = "UNKNOWN"  # the job is gone
+    INCOMPLETE = "INCOMPLETE"  # not sealed: Redis has lost chunks that its producer had put
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ class _NewJob:
         if self.request is None:
             return
         yield from self._flush(self.request)
-        yield from self.flows.seal(self.request, self.wait_seconds)
+        yield from self.flows.seal(self.request, self.chunks, self.wait_seconds)
         for page in _pages(self.sent):
             yield Ask([self.flows.ledger.note_requeued(key, self.id) for key in page])
         self.outcome.jobs[self.id] += len(self.sent)

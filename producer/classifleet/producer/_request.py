@@ -291,7 +291,7 @@ class Chunker:
     in memory at one time is a group, `GROUP_BYTES` or a chunk's images.
 
     `add` takes one item and answers with a group's items when one is full; `make` turns those into chunks, which
-    may read files. The two are apart so that an event loop can call `make` in a thread.
+    may read files. The two are apart so that an event loop can call `make` in a thread. `chunks` is how many it made.
     """
 
     def __init__(self, request: Request, settings: Settings, chunk_size: int | None) -> None:
@@ -304,7 +304,7 @@ class Chunker:
         self._items: list[SubmitItem] = []
         self._bytes = 0
         self._position = 0
-        self._chunk = 0
+        self.chunks = 0
 
     def add(self, item: SubmitItem) -> list[SubmitItem]:
         """Take an item; a full group comes out, or nothing."""
@@ -325,8 +325,8 @@ class Chunker:
         chunks = []
         for start in range(0, len(items), self._size):
             numbered = enumerate(items[start : start + self._size], self._position)
-            chunks.append(make_chunk(self._request, self._chunk, numbered, self._settings))
-            self._chunk += 1
+            chunks.append(make_chunk(self._request, self.chunks, numbered, self._settings))
+            self.chunks += 1
             self._position += min(self._size, len(items) - start)
         return chunks
 

@@ -13,6 +13,7 @@ from classifleet.config import (
     InvalidRequest,
     JobAbandoned,
     LedgerFull,
+    LedgerUnavailable,
     Message,
     Settings,
     UnknownJob,
@@ -20,13 +21,14 @@ from classifleet.config import (
 )
 from classifleet.config.claims import Claims
 from classifleet.config.tracing import TRACED_CHUNKS, current_trace
-from classifleet.ledger import Call, Ledger, Parked, Put, PutReply, read_depth
+from classifleet.ledger import FORGOTTEN_SECONDS, Call, Ledger, Parked, Put, PutReply, read_depth
 from classifleet.producer._effects import Ask, Blocking, Flow, Pause, Publish
 from classifleet.producer._request import FIRST_CHUNK, Blob, Chunk, Request, chunk_name
 from classifleet.producer._room import BLOBS, lacks, queue_full, record_room
 
 FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 2.0
+PARKED_SECONDS: Final = FORGOTTEN_SECONDS / 2  # then an image whose chunk still waits for room is parked anew
 _MEMORY: Final = "memory"
 _FIRST_UNTRACED: Final = chunk_name(TRACED_CHUNKS)
 _PARKED_LACKS: Final = {Parked.STORED: "", Parked.OVER_CAP: BLOBS, Parked.NO_MEMORY: _MEMORY}
@@ -74,10 +76,15 @@ class Submitting:
         """Add chunks to an open job, waiting for room. False once the job is cancelled."""
         return (yield from self._add(request, chunks, _Patience(self.clock, wait_seconds)))
 
-    def seal(self, request: Request, wait_seconds: float | None = None) -> Flow[None]:
-        """No more chunks will come. Opens the job if it had none."""
+    def seal(self, request: Request, chunks: int, wait_seconds: float | None = None) -> Flow[None]:
+        """No more than these chunks will come. Opens the job if there are none.
+
+        Raises:
+            LedgerUnavailable: Also if Redis has lost some of them; the job stays open.
+        """
         patience = _Patience(self.clock, wait_seconds)
-        call = self.ledger.put(request.job, header=request.header(self.reply_to), request=request.digest(), seal=True)
+        header = request.header(self.reply_to)
+        call = self.ledger.put(request.job, header=header, request=request.digest(), seal=True, expects=chunks)
         while True:
             try:
                 [reply] = yield Ask([call])
@@ -91,6 +98,7 @@ class Submitting:
     ) -> Flow[bool]:
         self._require_fit(request, chunks)
         left, parked = list(chunks), 0  # the first `parked` of those left have their images parked
+        since = self.clock()
         while left:
             missing = ""
             while parked < len(left) and not (missing := (yield from self._park(request, left[parked]))):
@@ -107,6 +115,8 @@ class Submitting:
             if left:
                 missing = next(filter(None, map(lacks, replies)), missing)
                 yield from self._wait(request, missing, patience, left[: parked + 1])
+                if self.clock() - since > PARKED_SECONDS:
+                    since, parked = self.clock(), 0
         return True
 
     def _require_fit(self, request: Request, chunks: Sequence[Chunk]) -> None:
@@ -225,6 +235,11 @@ def _refuse(job: str, outcome: Put) -> None:
             raise IdConflict(f"the id {job!r} already belongs to a different request; use another id")
         case Put.UNKNOWN:
             raise UnknownJob(f"job {job!r} was deleted while it was being submitted; submit it again")
+        case Put.INCOMPLETE:
+            raise LedgerUnavailable(
+                f"Redis has lost images of job {job!r} that it had accepted (a restart or a failover): make the same "
+                "call again with the same job_id, and it completes the job"
+            )
         case Put.ABANDONED:
             raise JobAbandoned(
                 f"job {job!r} was given up when its producer had been silent for CLASSIFLEET_OPEN_JOB_TTL_SECONDS; "

@@ -78,7 +78,7 @@ class AsyncFleet:
                 return self.job(request.job)
         if (group := chunker.rest()) and not await self._submit_group(request, chunker, group, wait_seconds):
             return self.job(request.job)
-        await self._engine.drive(self._flows.seal(request, wait_seconds))
+        await self._engine.drive(self._flows.seal(request, chunker.chunks, wait_seconds))
         return self.job(request.job)
 
     async def _submit_group(

@@ -111,7 +111,7 @@ class Fleet:
         Raises:
             QueueFull: For `wait_seconds` there was no room for the next chunk. The job stays open and can be resumed.
             InvalidRequest, LedgerUnavailable, BrokerUnavailable, StorageError, StorageUnavailable: See `submit`. Also
-                then it can be resumed.
+                then it can be resumed; so it can when Redis lost images meanwhile (LedgerUnavailable).
             JobAbandoned: An earlier call was cut off so long ago (`open_job_ttl_seconds`) that the job was ended.
         """
         request = make_request(self.settings, job=job_id, models=models, lane="bulk", options=options, sink=sink)
@@ -119,7 +119,7 @@ class Fleet:
         for group in chunker.groups(items):
             if not self._engine.drive(self._flows.submit_chunks(request, group, wait_seconds)):
                 return self.job(request.job)
-        self._engine.drive(self._flows.seal(request, wait_seconds))
+        self._engine.drive(self._flows.seal(request, chunker.chunks, wait_seconds))
         return self.job(request.job)
 
     def handle(self, id: str) -> Handle:  # noqa: A002 - the field's name everywhere

@@ -26,7 +26,7 @@ LONGEST_PAUSE_SECONDS: Final = 5.0
 REFUSED_TRIES: Final = 3
 _AWAY: Final = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError, ReadOnlyError, OSError)
 # What a Redis says that will take writes again: in a script's error they need not come first.
-_REFUSALS: Final = re.compile(r"\b(BUSY|CLUSTERDOWN|MASTERDOWN|MISCONF|NOREPLICAS|TRYAGAIN) ")
+_REFUSALS: Final = re.compile(r"\b(BUSY|CLUSTERDOWN|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN) ")
 
 
 class Outages:

@@ -1,8 +1,9 @@
--- header_json is '' when the job must exist already; chunk is '' when only the job is opened or sealed.
+-- header_json is '' when the job must exist already. chunk is '' when only the job is opened, or sealed: if Redis still
+-- has the chunks that its producer `expects` ('': it does not know).
 local job, header, request, chunk, n, payload, digest, deadline_ms, window, seal, limit, room, share,
-  trace = unpack(ARGV)
+  trace, expects = unpack(ARGV)
 local jk = job_key(job)
-local known = redis.call('HMGET', jk, 'digest', 'state', 'queued', 'queue', 'finished_at')
+local known = redis.call('HMGET', jk, 'digest', 'state', 'queued', 'queue', 'finished_at', 'chunks')
 local given = header ~= '' and cjson.decode(header) or {}
 redis.call('ZCARD', pending_key(job)) -- fails here, and not half way, if it is garbage
 if not known[1] and header == '' then return {'UNKNOWN'} end
@@ -11,6 +12,10 @@ local state = known[2] or 'open'
 -- One that is complete and waits for its finaliser has ended, too: its manifest may be half written.
 local over = known[5] or (state == 'abandoned' and redis.call('ZSCORE', P .. 'finalise', job))
 local queue = known[4] or given['queue']
+-- It stays open, so that the same submission again completes it.
+if chunk == '' and seal == '1' and state ~= 'cancelled' and tonumber(known[6] or 0) < (tonumber(expects) or 0) then
+  return {'INCOMPLETE'}
+end
 local ck, outcome = nil, 'SEALED'
 -- A producer that has to wait is not silent.
 local function wait(...)

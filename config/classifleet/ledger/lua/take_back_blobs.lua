@@ -1,13 +1,23 @@
--- Takes back the parked images of a chunk that was refused. 0: the chunk is known after all, and they stay.
-local job, chunk = ARGV[1], ARGV[2]
+-- Takes back the parked images of a chunk that was refused, or, those that were parked `idle` seconds ago, of a chunk
+-- that no producer will put any more. Returns how many; 0 if the chunk is known after all.
+local job, chunk, idle = ARGV[1], ARGV[2], tonumber(ARGV[3])
 if redis.call('EXISTS', chunk_key(job, chunk)) == 1 then return 0 end
-if redis.call('HEXISTS', P .. 'parts:' .. job, chunk) == 1 then return 0 end
-for i = 3, #ARGV do
+if attempted('HEXISTS', P .. 'parts:' .. job, chunk) ~= 0 then return 0 end
+if idle > 0 and fields(job_key(job), 'state')[1] == 'open' then return 0 end
+local taken = 0
+for i = 4, #ARGV do
   local name = job .. ':' .. chunk .. ':' .. ARGV[i]
-  local member = name .. ':' .. redis.call('STRLEN', P .. 'blob:' .. name)
-  redis.call('DEL', P .. 'blob:' .. name)
-  if redis.call('ZREM', P .. 'blobs', member) == 1 then
+  local key = P .. 'blob:' .. name
+  local still = redis.call('OBJECT', 'IDLETIME', key)
+  local member = name .. ':' .. redis.call('STRLEN', key)
+  local ends = redis.call('ZSCORE', P .. 'blobs', member)
+  -- An image that a commit kept for a dead letter ends at the same time as the letter; its job may be long gone.
+  local kept = idle > 0 and ends and redis.call('ZCOUNT', P .. 'dead', ends, ends) > 0
+  if ends and not kept and (still or 0) >= idle then
+    redis.call('DEL', key)
+    redis.call('ZREM', P .. 'blobs', member)
     redis.call('DECRBY', P .. 'blob_bytes', string.match(member, '(%d+)$'))
+    taken = taken + 1
   end
 end
-return 1
+return taken

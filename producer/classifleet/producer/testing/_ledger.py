@@ -53,9 +53,11 @@ class MemoryLedger(Ledger):
         room: int = 0,
         share: float = 0.0,
         trace: str = "",
+        expects: int | None = None,
     ) -> Call[PutReply]:
         """See `Ledger.put`. Its memory has no end."""
-        return _call(lambda: self.memory.put(job, header, request, payload, deadline_ms, window, limit, seal=seal))
+        given = (job, header, request, payload, deadline_ms, window, limit)
+        return _call(lambda: self.memory.put(*given, seal=seal, expects=expects or 0))
 
     def put_blob(
         self, job: str, chunk: str, sha256: str, data: bytes, *, ttl_ms: int, cap: int, share: float = 0.0
@@ -71,7 +73,7 @@ class MemoryLedger(Ledger):
 
         return _call(put)
 
-    def take_back_blobs(self, job: str, chunk: str, sha256s: Iterable[str]) -> Call[bool]:
+    def take_back_blobs(self, job: str, chunk: str, sha256s: Iterable[str], *, idle_seconds: int = 0) -> Call[int]:
         """See `Ledger.take_back_blobs`."""
         hashes = tuple(sha256s)
         return _call(lambda: self.memory.take_back_blobs(job, chunk, hashes))

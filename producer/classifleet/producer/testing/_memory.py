@@ -57,6 +57,7 @@ class Memory:
         limit: int,
         *,
         seal: bool,
+        expects: int,
     ) -> PutReply:
         """Open a job, add a chunk, seal it; see `_scripts.PUT`."""
         job = self.jobs.get(job_id)
@@ -65,6 +66,8 @@ class Memory:
         if job is not None and job.digest != request:
             return PutReply(Put.CONFLICT)
         parsed = Payload.model_validate_json(payload) if payload else None
+        if parsed is None and seal and _lacks_chunks(job, expects):
+            return PutReply(Put.INCOMPLETE)
         outcome = _judge(job, parsed, window)
         if outcome in (Put.CONFLICT, Put.CANCELLED, Put.WINDOW):
             return PutReply(outcome)
@@ -88,14 +91,12 @@ class Memory:
         names = [name for name in self.queued if self.jobs[name[0]].header["queue"] == queue]
         return sum(len(self.jobs[job].chunks[chunk].images) for job, chunk in names)
 
-    def take_back_blobs(self, job_id: str, chunk: str, sha256s: Sequence[str]) -> bool:
+    def take_back_blobs(self, job_id: str, chunk: str, sha256s: Sequence[str]) -> int:
         """Drop parked images of a chunk that was refused; see `take_back_blobs.lua`."""
         job = self.jobs.get(job_id)
         if job is not None and chunk in job.chunks:
-            return False
-        for sha256 in sha256s:
-            self.blobs.pop((job_id, chunk, sha256), None)
-        return True
+            return 0
+        return sum(self.blobs.pop((job_id, chunk, sha256), None) is not None for sha256 in sha256s)
 
     def cancel(self, job_id: str) -> str:
         """Cancel; the records of queued images are for the fleet to write."""
@@ -202,6 +203,10 @@ def _judge(job: MemoryJob | None, payload: Payload | None, window: int) -> Put:
     if job.state != "open":
         return Put.CANCELLED if job.state == "cancelled" else Put.CONFLICT
     return Put.WINDOW if job.counts["queued"] >= window else Put.QUEUED
+
+
+def _lacks_chunks(job: MemoryJob | None, expects: int) -> bool:
+    return len(job.chunks) < expects and job.state != "cancelled" if job else expects > 0
 
 
 def _end_if_complete(job: MemoryJob) -> None:

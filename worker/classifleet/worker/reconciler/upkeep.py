@@ -7,6 +7,7 @@ from typing import Final
 
 import structlog
 
+from classifleet.ledger import FORGOTTEN_SECONDS
 from classifleet.worker.reconciler.context import Context
 
 log = structlog.get_logger(__name__)
@@ -23,6 +24,7 @@ class Upkeep:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._offset = 0
+        self._images_seen = 0
         self._swept = time.monotonic()
 
     def round(self) -> None:
@@ -33,6 +35,7 @@ class Upkeep:
         """
         self._abandon()
         self._forget_jobs()
+        self._take_back_images()
         if time.monotonic() - self._swept > SWEEP_SECONDS:
             self._swept = time.monotonic()
             self.sweep()
@@ -55,6 +58,15 @@ class Upkeep:
             if len(jobs) < PAGE:
                 self._offset = 0
                 return
+
+    def _take_back_images(self) -> None:
+        """Images in Redis whose producer ended before it put their chunk: a page of all that are parked."""
+        runner, ledger = self._context.runner, self._context.ledger
+        page = runner.run(ledger.parked_images(self._images_seen, PAGE))
+        calls = [ledger.take_back_blobs(job, chunk, [sha], idle_seconds=FORGOTTEN_SECONDS) for job, chunk, sha in page]
+        if taken := sum(runner.run_all(calls)):
+            log.warning("images that were parked for no chunk taken back", images=taken)
+        self._images_seen = self._images_seen + len(page) - taken if len(page) == PAGE else 0
 
     def sweep(self) -> None:
         """Delete what nobody deleted from the claim store, unless another process has done so in this hour."""
