@@ -61,7 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         "MODEL_REPOSITORY": str(models),
         "FILE_ROOTS": str(images),
         "MODEL_POLL_SECONDS": "0",
-        "LAZY_MODELS": "z",
+        "LAZY_MODELS": "z,s@2",  # a shadow is not lazy
         "CANARY": "c=1:50,2:50",
         "SHADOW": "s=2:100",
         "DECODE_ISOLATION": "never",

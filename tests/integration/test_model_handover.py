@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from classifleet.config import Item, Payload, Settings
+from classifleet.config import Item, Payload
 from classifleet.config.celery_app import Publisher
 from classifleet.ledger import WorkerInfo
 from classifleet.worker import elsewhere, loading
 from classifleet.worker import shelf as shelf_module
 from classifleet.worker.device import Device
 from classifleet.worker.elsewhere import Elsewhere
-from classifleet.worker.instruments import MODEL_BYTES, MODEL_INFO, MODEL_LOAD_FAILURES, MODELS
 from classifleet.worker.lending import Lender
 from classifleet.worker.probes import Vitals, live
 from classifleet.worker.reconciler.context import Context
@@ -29,36 +29,19 @@ from tests.conftest import SettingsFactory
 from tests.fixtures_ledger import QUEUE, Bench, head
 from tests.support import wait_until
 from tests.support.flavours import add_flavour
+from tests.support.shelves import Open, held, opening, says, two_models
 from tests.support.workshop import OWNER, Workshop, open_workshop
-
-Open = Callable[..., Shelf]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("a", "b"):
-        add_flavour(tmp_path / "models", name, 1)
-    return tmp_path / "models"
+    return two_models(tmp_path / "models")
 
 
 @pytest.fixture
 def open_shelf(folder: Path) -> Iterator[Open]:
-    parts: list[Any] = []
-
-    def make(**settings: Any) -> Shelf:
-        device = Device()
-        device.start()
-        given = {"model_repository": str(folder), "tune_seconds": 0, "device": "cpu", **settings}
-        shelf = Shelf(Settings.load(**given), device)
-        parts.extend((shelf, device))
-        shelf.fill()
-        return shelf
-
-    yield make
-    for part in parts:
-        part.close()
-    for metric in (MODELS, MODEL_INFO, MODEL_BYTES, MODEL_LOAD_FAILURES):
-        metric.clear()
+    with opening(folder) as open_shelf:
+        yield open_shelf
 
 
 @pytest.fixture
@@ -184,8 +167,8 @@ def test_a_chunk_without_room_for_its_model_is_handed_back_a_few_times(
 def test_who_waits_for_a_model_keeps_no_suspect_from_its_turn(
     bench: Bench, settings: SettingsFactory, open_shelf: Open, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf, go, real = open_shelf(lazy_models=["b"]), threading.Event(), loading.load_tuned
-    monkeypatch.setattr(loading, "load_tuned", lambda *given: real(*given) if go.wait(20) else None)
+    shelf = open_shelf(lazy_models=["b"])
+    go = held(monkeypatch)
     workshop.lender = lender(bench, shelf)  # type: ignore[assignment]
     workshop.build(settings(chunk_timeout_seconds=20))
     put(bench, "j", "b@1")
@@ -199,6 +182,29 @@ def test_who_waits_for_a_model_keeps_no_suspect_from_its_turn(
     go.set()
     waiting.result(10)
     assert workshop.pipeline.begun == 2
+
+
+def test_what_was_loaded_for_a_chunk_stays_until_it_has_ended(
+    bench: Bench, settings: SettingsFactory, open_shelf: Open, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while it waits at the gate; and another model, for which there is no room, is waited for meanwhile."""
+    measured = itertools.count(step=2 << 20)
+    monkeypatch.setattr(loading, "_used", lambda _: next(measured))
+    shelf = open_shelf(lazy_models=["*"], models_memory_bytes=3 << 20)
+    for key in ("a@1", "b@1"):  # so that it is known what they take
+        says(shelf, key)
+    workshop.lender = lender(bench, shelf)  # type: ignore[assignment]
+    workshop.build(settings(chunk_timeout_seconds=20))
+    put(bench, "j", "a@1")
+    with workshop.chunks._gate.alone(20):
+        at_gate = workshop.start("0")
+        wait_until(lambda: workshop.chunks._gate._waiting["bulk"] == 1, "the chunk to be at the gate")
+        with shelf.lent(["b@1"]):
+            wait_until(lambda: shelf._returned._waiters, "b@1 to wait for the room that a@1 takes")
+            assert shelf.progress() == {"a@1": "ready", "b@1": "waiting"}
+    at_gate.result(20)
+    wait_until(lambda: shelf.progress() == {"a@1": "lazy", "b@1": "ready"}, "its turn")
+    assert (bench.members("queued"), workshop.pipeline.begun) == ([], 1)
 
 
 def test_a_model_that_hangs_while_it_warms_is_seen() -> None:

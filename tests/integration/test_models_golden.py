@@ -14,6 +14,10 @@ from tests.models_support import PHOTOS, encode, noise, skimage_photo
 
 torch = pytest.importorskip("torch")
 from classifleet.worker.models import Backend, load_backend  # noqa: E402 - needs torch
+from classifleet.worker.models.backend import answers  # noqa: E402
+from classifleet.worker.models.golden_inputs import golden_inputs  # noqa: E402
+from classifleet.worker.models.parity import compare, reasons_against  # noqa: E402
+from classifleet.worker.models.variants import BY_NAME, available  # noqa: E402
 
 CATS = {"tabby", "tiger cat", "Egyptian cat", "lynx"}
 
@@ -134,6 +138,24 @@ def test_both_models_from_one_decoded_picture(imagenet, nsfw):
     objects, safety = (preprocess(decoded.picture(spec), spec)[np.newaxis] for spec in specs)
     assert imagenet.description.labels[int(imagenet.backend.run(objects).argmax())] == "espresso"
     assert nsfw.backend.run(safety)[0, 0] > 0.9
+
+
+def test_openvino_answers_as_torch_does(zoo, imagenet):
+    """In fp32 within 1e-4, and in bf16 so that the gate lets it pass."""
+    pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
+    repository = Repository(zoo)
+    description = repository.describe("imagenet")
+    pixels = golden_inputs(description, repository.folder("imagenet")).pixels
+    expected = answers(imagenet.backend, pixels, 8)
+    for precision in ("fp32", "bf16"):
+        if available(BY_NAME[f"openvino/{precision}"], "cpu"):
+            assert precision == "bf16", "any CPU computes in fp32"
+            continue
+        backend = load_backend(repository, "imagenet", device="cpu", variant=f"openvino/{precision}")
+        parity = compare(expected, answers(backend, pixels, 8), kind="single", threshold=0.5)
+        backend.close()
+        assert parity.pictures == 200
+        assert reasons_against(parity, precision) == ()
 
 
 def test_finite_on_noise_and_on_flat_colours(imagenet, nsfw):

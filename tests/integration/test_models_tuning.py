@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
+from PIL import Image
+from typer.testing import CliRunner
 
 from classifleet.config import ModelError, Settings
 from classifleet.worker.models import ModelDescription, Repository, load_backend
@@ -18,9 +21,13 @@ from tests.models_support import PHOTOS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("skimage")
-from classifleet.worker.models import _inductor, tuned, variants  # noqa: E402 - needs torch
+from classifleet.worker.models import _inductor, tuned, tuning_cache, variants  # noqa: E402 - needs torch
+from classifleet.worker.models import golden_inputs as golden_inputs_module  # noqa: E402
 from classifleet.worker.models._packages import Packages  # noqa: E402
-from classifleet.worker.models.golden_inputs import GoldenInputs, golden_inputs, noise  # noqa: E402
+from classifleet.worker.models.cli import app  # noqa: E402
+from classifleet.worker.models.golden_inputs import MIN_PHOTOS, GoldenInputs, golden_inputs, noise  # noqa: E402
+from classifleet.worker.models.measuring import Speed  # noqa: E402
+from classifleet.worker.models.tuning import Row, Tuning  # noqa: E402
 
 SIZE = 64
 
@@ -46,6 +53,14 @@ class Liar(Classifier):
         if scores.dtype != torch.float32:
             scores = scores.roll(1, 1)
         return scores
+
+
+class Picky(Classifier):
+    """Says itself that it takes nothing else; TorchScript has an error of its own for that."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.dtype == torch.float32, "wants float32"
+        return 8 * self.head(torch.relu(self.features(x)).mean((2, 3)))
 
 
 def add(folder: Path, name: str, module: torch.nn.Module) -> Repository:
@@ -112,6 +127,72 @@ def test_a_model_that_lies_in_bf16_is_refused_there(tmp_path, settings, monkeypa
     assert "the answer is equal on" in found["torchscript/bf16"].reason
 
 
+def test_a_model_that_raises_in_bf16_serves_in_fp32(tmp_path, settings):
+    repository = add(tmp_path / "models", "picky", Picky())
+    found = rows(tuned.tune_model(repository, "picky@1", settings, "cpu"))
+    assert found["torchscript/bf16"].status == "failed"
+    assert found["torchscript/bf16"].reason.endswith("AssertionError: wants float32")
+
+
+def test_what_has_killed_the_process_is_not_tried_and_not_forgotten(tmp_path, settings):
+    repository = add(tmp_path / "models", "honest", Classifier())
+    outcome = tuned.cache_file(repository, repository.describe("honest"), settings, "cpu")
+    outcome.parent.mkdir()
+    outcome.with_suffix(".trying").write_text("torchscript/bf16\ntorchscript/frozen\ntorchscript/bf16\n")
+    found = rows(tuned.tune_model(repository, "honest@1", settings, "cpu"))
+    assert (found["torchscript/bf16"].status, found["torchscript/bf16"].reason) == ("failed", "killed the process")
+    assert found["torchscript/frozen"].speed is not None
+    assert outcome.with_suffix(".trying").read_text() == "torchscript/bf16\n" * 2
+
+
+def test_what_cannot_be_loaded_today_is_looked_for_anew(tmp_path, settings):
+    """Its compiled package is gone, and here is no compiler."""
+    repository = add(tmp_path / "models", "honest", Classifier())
+    outcome = tuned.cache_file(repository, repository.describe("honest"), settings, "cpu")
+    speed = Speed(100.0, 1, 0.01)
+    kept = Tuning((Row("inductor/fp32", "fp32", "chosen", speed),), speed, photos=9)
+    tuning_cache.write(outcome, kept)
+    untuned = Settings.load(tuning_cache=settings.tuning_cache, tune_seconds=0)
+    loaded = tuned.load_tuned(repository, "honest@1", untuned, "cpu")
+    assert (loaded.tuning, loaded.backend.name) == (None, "torchscript/channels_last")
+    assert tuning_cache.read(outcome) == kept
+    loaded = tuned.load_tuned(repository, "honest@1", settings, "cpu")
+    assert loaded.backend.name == loaded.tuning.chosen.variant != "inductor/fp32"
+    assert tuning_cache.read(outcome) == loaded.tuning
+
+
+def test_what_was_decided_without_photos_is_looked_for_again_when_there_are_some(tmp_path, settings, monkeypatch):
+    repository = add(tmp_path / "models", "honest", Classifier())
+    with monkeypatch.context() as blind:
+        blind.setattr(golden_inputs_module, "shipped", list)
+        blind.setattr(tuned, "golden_inputs", golden_inputs)
+        without = [tuned.load_tuned(repository, "honest@1", settings, "cpu").tuning for _ in range(2)]
+    assert without[0] == without[1]
+    assert without[0].photos == 0
+    assert rows(without[0])["torchscript/bf16"].status == "refused"
+    found = [tuned.load_tuned(repository, "honest@1", settings, "cpu").tuning for _ in range(2)]
+    assert found[0] == found[1]
+    assert found[0].photos >= MIN_PHOTOS
+    assert rows(found[0])["torchscript/bf16"].status != "refused"
+
+
+def test_the_command_prints_what_it_found(tmp_path, settings, monkeypatch):
+    repository = add(tmp_path / "models", "honest", Classifier())
+    monkeypatch.setenv("CLASSIFLEET_TUNING_CACHE", settings.tuning_cache)
+    given = ["tune", "honest", "--device", "cpu", "--seconds", "60", "--repository", str(repository.path)]
+    table = CliRunner().invoke(app, given, env={"COLUMNS": "200"}, catch_exceptions=False).output
+    assert all(name in table for name in ("variant", "images/s", "pictures", "same answers", "torchscript/bf16"))
+    assert "honest@1 runs as torchscript" in table
+    printed = CliRunner().invoke(app, [*given, "--precision", "fp32", "--json"], catch_exceptions=False).output
+    found = json.loads(printed)
+    assert [row["variant"] for row in found["rows"]] == ["torchscript", "torchscript/frozen"]
+    assert found["variant"] in ("torchscript", "torchscript/frozen")
+    assert found["speedup"] > 0
+    assert len(list(Path(settings.tuning_cache).glob("honest-1-*.json"))) == 2
+    shown = CliRunner().invoke(app, ["show", "honest", "--json", "--repository", str(repository.path)]).output
+    assert len(json.loads(shown)["tuned"]) == 2
+
+
 def test_an_honest_model_runs_in_any_way_and_answers_the_same(tmp_path, settings):
     repository = add(tmp_path / "models", "honest", Classifier())
     description = repository.describe("honest")
@@ -129,7 +210,10 @@ def test_an_honest_model_runs_in_any_way_and_answers_the_same(tmp_path, settings
 
 def test_what_was_found_is_kept_for_the_next_start(tmp_path, settings):
     repository = add(tmp_path / "models", "honest", Classifier())
-    first = tuned.load_tuned(repository, "honest@1", settings, "cpu")
+    with structlog.testing.capture_logs() as lines:
+        first = tuned.load_tuned(repository, "honest@1", settings, "cpu")
+    [said] = [line for line in lines if line["event"] == "model tuned"]
+    assert said.items() >= {"model": "honest@1", "device": "cpu", **tuned.summary(first.tuning)}.items()
     [kept] = (tmp_path / "tuning").iterdir()
     before = kept.stat().st_mtime_ns
     again = tuned.load_tuned(repository, "honest@1", settings, "cpu")
@@ -164,8 +248,13 @@ def test_the_split_of_the_cores_is_kept_and_used(tmp_path, settings, monkeypatch
     split = loaded.tuning.split
     assert split in loaded.tuning.splits
     assert loaded.decode_threads == split.decode_threads >= 1
-    opened = []
-    monkeypatch.setattr(variants.Ways, "open", lambda _, variant, *, threads=None: opened.append(threads))
+    opened, real = [], variants.Ways.open
+
+    def spying(ways, variant, *, threads=None):
+        opened.append(threads)
+        return real(ways, variant, threads=threads)
+
+    monkeypatch.setattr(variants.Ways, "open", spying)
     assert tuned.load_tuned(repository, "honest@1", settings, "cpu").decode_threads == split.decode_threads
     assert opened == [split.forward_threads]
 
@@ -212,11 +301,26 @@ def test_a_broken_file_is_tuned_again(tmp_path, settings, content):
     assert json.loads(path.read_text())["rows"]
 
 
-def test_without_time_nothing_is_tuned(tmp_path):
+def test_without_time_nothing_is_tuned_but_compared_on_photos(tmp_path, monkeypatch):
     repository = add(tmp_path / "models", "honest", Classifier())
+    asked, real = [], variants.few_pictures
+    monkeypatch.setattr(variants, "few_pictures", lambda *given: asked.append(real(*given)) or asked[0])
     loaded = tuned.load_tuned(repository, "honest@1", Settings.load(tune_seconds=0), "cpu")
     assert loaded.tuning is None
     assert loaded.backend.run(noise(repository.describe("honest"), 2)).shape == (2, 3)
+    assert len(asked) == 1
+
+
+def test_of_very_many_photos_some_are_used(tmp_path, monkeypatch):
+    repository = add(tmp_path / "models", "honest", Classifier())
+    monkeypatch.setattr(golden_inputs_module, "MAX_PHOTOS", 3)
+    monkeypatch.setattr(golden_inputs_module, "MIN_PICTURES", 3)
+    photos = [tmp_path / f"{level}.png" for level in range(7)]
+    for level, path in enumerate(photos):
+        Image.new("RGB", (8, 8), (level, 0, 0)).save(path)
+    found = golden_inputs(repository.describe("honest"), repository.folder("honest"), photos)
+    assert found.pixels[:, 0, 0, 0].tolist() == [0, 3, 6]
+    assert found.photos == 3
 
 
 def test_openvino_reports_to_nobody(tmp_path):

@@ -222,7 +222,7 @@ def test_no_chunk_is_worked_on_for_a_sink_that_many_wait_for(
     workshop.put("0", sink=refused)
     workshop.put("1", sink=refused)
     running = workshop.start("0")
-    wait_until(lambda: "sink" in workshop.outages.away(), "the first to wait")
+    wait_until(lambda: chunks._committer._for_sinks._value == 0, "the first to wait")
     workshop.run("1")
     assert (workshop.pipeline.begun, workshop.bench.members("queued")) == (1, ["j/1"])
     chunks.abort()

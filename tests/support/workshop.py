@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from classifleet.config import ErrorCode, ImageError, Item, Payload, Record, Settings
@@ -15,6 +15,7 @@ from classifleet.ledger import Lease, Offer, Replicas
 from classifleet.worker.chunks import ChunkRunner
 from classifleet.worker.commits import Committer
 from classifleet.worker.leases import LeaseKeeper
+from classifleet.worker.lending import Loads
 from classifleet.worker.outages import Outages, WatchedRunner
 from classifleet.worker.records import failed_records
 from classifleet.worker.sink import Sinks
@@ -54,16 +55,11 @@ class ScriptedLender:
     def left_to_others(self, models: Collection[str], queue: str) -> bool:
         return bool(self.left.intersection(models))
 
-    def at_hand(self, models: Collection[str]) -> bool:
-        return True
+    def lent(self, models: Collection[str]) -> AbstractContextManager[Loads]:
+        return nullcontext(())
 
-    async def bring(self, payload: Payload, lease: Lease, lane: str) -> tuple[Lease, list[Record]]:
+    async def bring(self, payload: Payload, lease: Lease, lane: str, loads: Loads) -> tuple[Lease, list[Record]]:
         return lease, []
-
-    async def during(
-        self, payload: Payload, lease: Lease, lane: str, work: Callable[[Lease], Awaitable[list[Record]]]
-    ) -> list[Record]:
-        return await work(lease)
 
 
 class Workshop:

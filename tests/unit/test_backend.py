@@ -12,8 +12,7 @@ from classifleet.worker.models import ModelDescription
 from tests.models_support import description_fields
 
 torch = pytest.importorskip("torch")
-from classifleet.worker.cores import usable_cores  # noqa: E402
-from classifleet.worker.models import _torchscript  # noqa: E402 - needs torch
+from classifleet.worker.models import _torchscript, golden_inputs  # noqa: E402 - needs torch
 from classifleet.worker.models._torch import TorchScriptBackend  # noqa: E402
 
 RAW = {"output__activation": "none"}
@@ -51,13 +50,19 @@ def export(module: torch.nn.Module, example: torch.Tensor, path: Path) -> None:
         torch.jit.save(torch.jit.trace(module, example), path)
 
 
-def backend(tmp_path: Path, module: torch.nn.Module, **changes: Any) -> TorchScriptBackend:
+def description(**changes: Any) -> ModelDescription:
     changes.setdefault("labels", ["a", "b", "c"])
     changes.setdefault("output__num_classes", len(changes["labels"]))
-    found = ModelDescription.from_fields(description_fields(**changes), where="test")
+    return ModelDescription.from_fields(description_fields(**changes), where="test")
+
+
+def backend(
+    tmp_path: Path, module: torch.nn.Module, *, pictures: np.ndarray | None = None, **changes: Any
+) -> TorchScriptBackend:
+    found = description(**changes)
     shape = (2, 3, 8, 8) if found.input.layout == "NCHW" else (2, 8, 8, 3)
     export(module, torch.zeros(shape, dtype=getattr(torch, found.input.dtype)), tmp_path / "model.pt")
-    return TorchScriptBackend(found, tmp_path / "model.pt", "cpu", threads=1)
+    return TorchScriptBackend(found, tmp_path / "model.pt", "cpu", threads=1, pictures=pictures)
 
 
 def flat(*color: int, count: int = 1) -> np.ndarray:
@@ -156,6 +161,23 @@ def test_a_module_that_cannot_take_the_described_input(tmp_path):
                 preprocess__resize_size=[4, 4])  # fmt: skip
 
 
+class Picky(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.dtype == torch.float16, "wants float16"
+        return x.float().mean((2, 3))
+
+
+def test_a_module_that_raises_by_itself(tmp_path):
+    """TorchScript has an error of its own for that, which is no RuntimeError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(Picky()), tmp_path / "model.pt")
+    with pytest.raises(ModelError, match=r"^pets@1: the module raised RuntimeError: AssertionError: wants float16$"):
+        TorchScriptBackend(description(), tmp_path / "model.pt", "cpu")
+    half = description(input={"size": [8, 8], "dtype": "float16"})
+    assert TorchScriptBackend(half, tmp_path / "model.pt", "cpu").run(flat(1, 2, 3)).shape == (1, 3)
+
+
 def test_a_file_that_is_no_torchscript(tmp_path):
     path = tmp_path / "model.pt"
     path.write_bytes(b"PK\x03\x04 nothing")
@@ -212,9 +234,29 @@ def test_trace_proves_that_any_batch_size_works(module, message):
         _torchscript.trace(module, torch.zeros(2, 3, 8, 8))
 
 
-@pytest.mark.parametrize(("quota", "wanted"), [("max 100000", 4), ("250000 100000", 3), ("50000 100000", 1), ("", 4)])
-def test_usable_cores(tmp_path, monkeypatch, quota, wanted):
-    (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr("classifleet.worker.cores._CGROUP_CPU_LIMIT", tmp_path / "cpu.max")
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
-    assert usable_cores() == wanted
+class DoubledWhenWhite(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        means = x.mean((2, 3))
+        return torch.where(means > 254, 2 * means, means)
+
+
+def test_what_is_compared_on_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr(_torchscript, "freeze", lambda module: DoubledWhenWhite())
+    assert backend(tmp_path, ChannelMeans(), **RAW).name == "torchscript/channels_last"
+    assert backend(tmp_path, ChannelMeans(), pictures=flat(255, 0, 0), **RAW).name == "torchscript"
+
+
+def test_a_model_that_is_not_tuned_is_compared_on_photos(tmp_path, monkeypatch):
+    pytest.importorskip("skimage")
+    found = golden_inputs.few_pictures(description(), tmp_path)
+    assert found.shape == (golden_inputs.FEW, 8, 8, 3)
+    assert golden_inputs.photos_at_hand(description()) >= golden_inputs.FEW
+    gone = {"image": "golden/gone.png", "sha256": "0" * 64, "top": "a", "confidence": 0.5}
+    assert np.array_equal(golden_inputs.few_pictures(description(golden=[gone]), tmp_path)[:7], found[:7])
+    three = golden_inputs.shipped()[:3]
+    monkeypatch.setattr(golden_inputs, "shipped", lambda: three)
+    fewer = golden_inputs.few_pictures(description(), tmp_path)
+    assert np.array_equal(fewer[:3], found[:3])
+    assert np.array_equal(fewer[3:6], found[:3, :, ::-1])
+    monkeypatch.setattr(golden_inputs, "shipped", list)
+    assert np.array_equal(golden_inputs.few_pictures(description(), tmp_path), golden_inputs.synthetic(description()))

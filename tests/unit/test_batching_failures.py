@@ -69,6 +69,8 @@ def test_what_an_error_means(error: Exception, expected: Failure) -> None:
     [
         (RuntimeError("CUDA error: misaligned address" + ASYNC), "RuntimeError: CUDA error: misaligned address"),
         (RuntimeError(INTERPRETER + "RuntimeError: too deep\nand more"), "RuntimeError: too deep"),
+        (RuntimeError(INTERPRETER + "RuntimeError: AssertionError: deep\n"), "RuntimeError: AssertionError: deep"),
+        (RuntimeError(INTERPRETER + "builtins.ValueError: too deep\nand more"), "ValueError: too deep"),
         (KeyError(), "KeyError"),
     ],
 )

@@ -251,17 +251,18 @@ def test_a_hit_is_neither_decoded_nor_classified(bench: Callable[..., Bench]) ->
     assert outcomes("once@1") == {"hit": 1, "remote": 0, "shared": 0, "miss": 1}
 
 
-def test_copies_at_one_time_share_one_inference(bench: Callable[..., Bench]) -> None:
+def test_copies_at_one_time_share_one_inference_for_each_urgency(bench: Callable[..., Bench]) -> None:
     place = bench({"together@1": Brightness()}, IMAGES, "*")
 
     async def run() -> None:
-        chunks = [place.classify(*["light"] * 16, lane=lane) for lane in ("interactive", "bulk") * 2]
+        lanes = ("interactive", None), ("bulk", None), ("bulk", 60_000), ("interactive", None)
+        chunks = [place.classify(*["light"] * 16, lane=lane, left_ms=left) for lane, left in lanes]
         records = [record for chunk in await asyncio.gather(*chunks) for record in chunk]
         assert len({str(record["models"]) for record in records}) == 1
 
     asyncio.run(run())
-    assert place.backends["together@1"].images == 1
-    assert outcomes("together@1") == {"hit": 0, "remote": 0, "shared": 63, "miss": 1}
+    assert place.backends["together@1"].images == 2, "the 16 with a deadline do not wait for one who has none"
+    assert outcomes("together@1") == {"hit": 0, "remote": 0, "shared": 62, "miss": 2}
 
 
 def test_only_the_rest_is_asked_of_a_model_without_a_cache(bench: Callable[..., Bench]) -> None:

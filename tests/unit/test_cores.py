@@ -26,11 +26,21 @@ AFFINITY = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
     ],
 )
 def test_quota_and_affinity(limit, affinity, usable, tmp_path, monkeypatch):
-    file = tmp_path / "cpu.max"
     if limit is not None:
-        file.write_text(limit)
-    monkeypatch.setattr(cores, "_CGROUP_CPU_LIMIT", file)
+        (tmp_path / "cpu.max").write_text(limit)
+    monkeypatch.setattr(cores, "_CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)), raising=False)
+    assert cores.usable_cores() == usable
+
+
+@pytest.mark.parametrize(("quota", "usable"), [("150000", 2), ("-1", 8), ("0", 8), (None, 8)])
+def test_the_quota_of_the_first_version_of_cgroups(quota, usable, tmp_path, monkeypatch):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    if quota is not None:
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    monkeypatch.setattr(cores, "_CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert cores.usable_cores() == usable
 
 

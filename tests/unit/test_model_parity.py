@@ -86,7 +86,8 @@ def test_few_pictures_prove_nothing(plain):
     assert "prove nothing" in judge(plain[:100], plain[:100])[1][0]
     undecided = np.full_like(plain, 0.1)
     assert "0 of them decided" in judge(undecided, undecided)[1][0]
-    assert judge(plain[:1], plain[:1], "fp32")[1] == ()
+    assert judge(plain[:16], plain[:16], "fp32")[1] == ()
+    assert "15 pictures prove nothing" in judge(plain[:15], plain[:15], "fp32")[1][0]
 
 
 def test_multi_label_answers_are_compared_label_by_label():

@@ -177,7 +177,7 @@ def test_its_answers_are_compared(two: tuple[Device, Says, Says]) -> None:
     device, first, second = two
     ready = {"m@1": described(), "m@2": described()}
     chances = iter([0.0, 0.49, 0.5, 0.99] * 5)
-    offer(Shadow({"m": {"2": 50}}, ready, device, lambda: next(chances)), device, 20)
+    offer(Shadow({"m": {"2": 50}}, ready, device, chance=lambda: next(chances)), device, 20)
     assert (first.ran, second.ran, outcomes()) == (20, 10, {"disagree": 10})
     second.scores = [0.74, 0.26]
     offer(Shadow({"m": {"2": 100}}, ready, device), device, 3)
@@ -200,6 +200,16 @@ def test_one_that_cannot_be_compared_fails(two: tuple[Device, Says, Says], ready
     device, _, second = two
     offer(Shadow({"m": {"2": 100}}, ready, device), device, 2)
     assert (second.ran, outcomes()) == (0, {"failed": 2})
+
+
+def test_it_is_wished_for_by_each_image_of_its_share(two: tuple[Device, Says, Says]) -> None:
+    """Also while it is not here: nobody else asks for it."""
+    device, _, _ = two
+    wished: list[str] = []
+    chances = iter([0.0, 0.9] * 3)
+    ready = {"m@1": described()}
+    offer(Shadow({"m": {"2": 50}}, ready, device, wish=wished.append, chance=lambda: next(chances)), device, 6)
+    assert wished == ["m@2"] * 3
 
 
 def test_an_answer_does_not_wait_for_it(two: tuple[Device, Says, Says], monkeypatch: pytest.MonkeyPatch) -> None:

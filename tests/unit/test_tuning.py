@@ -13,6 +13,8 @@ from classifleet.worker.models import ModelDescription
 from tests.models_support import description_fields
 
 pytest.importorskip("torch")
+from classifleet.worker.models._attempts import Attempts
+from classifleet.worker.models.failures import DeviceLost, OutOfMemory
 from classifleet.worker.models.golden_inputs import GoldenInputs
 from classifleet.worker.models.measuring import QUIET_LOAD, Bounds, Speed, busy
 from classifleet.worker.models.tuning import Row, Tuning, no_hope, tune
@@ -32,6 +34,8 @@ class Bench:
     load: float = 0.1
     shift: dict[str, float] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
+    raises: dict[str, Exception] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
     compile: float = 0.0
     disturbed: Callable[[float], float] = lambda now: 1.0
     load_average: float = 0.0
@@ -62,6 +66,10 @@ class Fake:
     name: str
 
     def run(self, batch):
+        if len(batch) > self.bench.memory.get(self.name, 1000):
+            raise OutOfMemory(f"no memory for {len(batch)}")
+        if self.name in self.bench.raises:
+            raise self.bench.raises[self.name]
         takes = self.bench.batch + len(batch) * self.bench.image.get(self.name, 0.02)
         self.bench.now += takes * self.bench.disturbed(self.bench.now)
         sure = batch[:, 0, 0, 0].astype(np.float32) / 255
@@ -81,7 +89,9 @@ def inputs(pictures: int = PICTURES, photos: int = 9) -> GoldenInputs:
     return GoldenInputs(pixels, photos, "digest")
 
 
-def run(bench: Bench, *, given: GoldenInputs | None = None, precision="auto", seconds=1000.0, forward=0.5) -> Tuning:
+def run(
+    bench: Bench, *, given: GoldenInputs | None = None, precision="auto", seconds=1000.0, forward=0.5, attempts=None
+) -> Tuning:
     tuning = tune(
         DESCRIPTION,
         bench,
@@ -90,6 +100,7 @@ def run(bench: Bench, *, given: GoldenInputs | None = None, precision="auto", se
         bounds=Bounds(seconds, forward, (1, 2, 4, 8, 16)),
         clock=bench.clock,
         load=lambda: bench.load_average,
+        attempts=attempts,
     )
     assert bench.closed == len(bench.opened) - len(bench.broken), "every backend is closed again"
     assert [row.status for row in tuning.rows].count("chosen") == 1
@@ -122,11 +133,14 @@ def test_a_fast_liar_is_refused_and_the_next_one_serves():
     assert liar.speed.rate > (tuning.chosen.speed or tuning.plain).rate
 
 
-def test_a_slight_liar_in_fp32_is_refused():
+def test_a_slight_liar_is_refused():
     bench = Bench(image={"torchscript/frozen": 0.001}, shift={"torchscript/frozen": 0.001})
     tuning = run(bench, precision="fp32")
     assert status(tuning)["torchscript/frozen"] == "refused"
     assert tuning.chosen.precision == "fp32"
+    for shift, said in ((0.03, "refused"), (0.003, "chosen")):
+        bench = Bench(image={"torchscript/bf16": 0.001}, shift={"torchscript/bf16": shift})
+        assert status(run(bench))["torchscript/bf16"] == said
 
 
 def test_fp32_tries_nothing_else():
@@ -149,6 +163,7 @@ def test_without_photos_nothing_proves_reduced_precision(given):
     bench = Bench(image={"torchscript/bf16": 0.0001, "torchscript/channels_last": 0.005})
     tuning = run(bench, given=given)
     assert tuning.chosen.variant == "torchscript/channels_last"
+    assert tuning.photos == given.photos
     assert "photos cannot prove" in next(row.reason for row in tuning.rows if row.variant == "torchscript/bf16")
 
 
@@ -157,6 +172,47 @@ def test_what_does_not_load_is_a_row_and_no_failure():
     tuning = run(bench)
     assert status(tuning)["torchscript/optimized"] == "failed"
     assert "cannot load" in next(row.reason for row in tuning.rows if row.variant == "torchscript/bf16")
+
+
+@pytest.mark.parametrize("error", [KeyError("dtype"), MemoryError(), RuntimeError("several\nlines"), ModelError("no")])
+def test_whatever_a_variant_raises_is_its_own_failure(error):
+    bench = Bench(image={"torchscript/frozen": 0.002}, raises={"torchscript/bf16": error})
+    tuning = run(bench)
+    assert tuning.chosen.variant == "torchscript/frozen"
+    [row] = [row for row in tuning.rows if row.variant == "torchscript/bf16"]
+    assert row.status == "failed"
+    assert row.reason
+
+
+@pytest.mark.parametrize("error", [DeviceLost("gone"), RuntimeError("CUDA error: an illegal memory access")])
+def test_a_lost_device_ends_the_search(error):
+    with pytest.raises(type(error)):
+        run(Bench(raises={"torchscript/bf16": error}))
+
+
+def test_a_variant_that_has_killed_the_process_is_not_tried():
+    bench = Bench(image={"torchscript/bf16": 0.001, "torchscript/frozen": 0.002})
+    tuning = run(bench, attempts=Attempts(ended=["torchscript/bf16", "torchscript/frozen", "torchscript/bf16"]))
+    assert tuning.chosen.variant == "torchscript/frozen"
+    assert "torchscript/bf16" not in bench.opened
+    assert [row.reason for row in tuning.rows if row.status == "failed"] == ["killed the process"]
+
+
+def test_batches_for_which_there_is_no_memory_are_not_used():
+    bench = Bench(image=dict.fromkeys(CPU, 0.02), batch=0.05, memory=dict.fromkeys(CPU, 4))
+    tuning = run(bench, forward=100)
+    assert {(row.speed.batch, row.status != "failed") for row in tuning.rows if row.speed} == {(4, True)}
+    assert run(Bench(memory={"torchscript/bf16": 0})).chosen.variant != "torchscript/bf16"
+    with pytest.raises(OutOfMemory, match="no memory for 1"):
+        run(Bench(memory={"torchscript": 0}))
+
+
+def test_a_plain_module_that_is_far_too_slow_does_not_take_all_batch_sizes():
+    """Measuring all of them would take 930 s, and answering 240 pictures 1200 s."""
+    bench = Bench(image=dict.fromkeys(CPU, 5.0), load=0.0)
+    tuning = run(bench, seconds=60.0, forward=1000)
+    assert tuning.chosen.variant == "torchscript"
+    assert bench.now < 150, "two sizes, a batch of answers, and a turn"
 
 
 def test_the_time_is_bounded_and_what_was_not_tried_is_not_chosen():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,9 @@ from tests.models_support import description_fields
 
 torch = pytest.importorskip("torch")
 from classifleet.worker.models._graphs import GraphedBackend  # noqa: E402 - needs torch
+from classifleet.worker.models._torch import TorchScriptBackend  # noqa: E402
 from classifleet.worker.models.backend import pads  # noqa: E402
+from classifleet.worker.models.variants import BY_NAME, available  # noqa: E402
 
 DESCRIPTION = ModelDescription.from_fields(description_fields(), where="test")
 SIZE = DESCRIPTION.input.size
@@ -71,6 +75,29 @@ def graphed(limit: int = 100) -> tuple[GraphedBackend, Model, CpuRecorder]:
     backend = GraphedBackend(model, DESCRIPTION, recorder)
     backend.warm([1, 2, 4])
     return backend, model, recorder
+
+
+@pytest.mark.parametrize("name", ["frozen", "fp16", "bf16", "autocast_fp16", "autocast_bf16"])
+def test_each_precision_has_its_recording(name):
+    """So that a model whose numbers overflow in fp16 can have one, too."""
+    alone, recorded = (BY_NAME[f"torchscript/{name}{suffix}"] for suffix in ("", "+graphs"))
+    assert (recorded.graphs, recorded.recipe, recorded.precision) == (True, alone.recipe, alone.precision)
+    assert available(recorded, "cpu") == "not for cpu"
+    assert available(recorded, "cuda") == ""
+
+
+def test_autocast_can_be_recorded(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten()).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(module, torch.zeros(2, 3, *SIZE)), tmp_path / "model.pt")
+    recipe = BY_NAME["torchscript/autocast_bf16+graphs"].recipe
+    real = TorchScriptBackend(DESCRIPTION, tmp_path / "model.pt", "cpu", 1, recipe=recipe)
+    recorder = CpuRecorder()
+    backend = GraphedBackend(real, DESCRIPTION, recorder)
+    backend.warm([2])
+    assert np.array_equal(backend.run(batch(2)), real.run(batch(2)))
+    assert recorder.replayed == [2]
 
 
 def test_a_batch_is_padded_to_the_next_recording_and_answered_alike():

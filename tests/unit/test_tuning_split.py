@@ -109,4 +109,21 @@ def test_real_pipelines_run_and_end(monkeypatch):
     assert all(backend.closed and backend.ran_on == {threading.get_ident()} for backend in opened)
     assert threading.active_count() == before
     assert not _split.measure_splits(work, open_with, 1, seconds=60), "one core is not shared"
-    assert not _split.measure_splits(work, open_with, 2, seconds=0), "no time"
+
+
+@pytest.mark.parametrize(("seconds", "opened"), [(-5.0, 0), (0.0, 0), (1.0, 1), (60.0, 3)])
+def test_what_is_opened_ends_with_the_time(seconds, opened, monkeypatch):
+    """Each opening takes two seconds; the pipelines are not what is tested."""
+    monkeypatch.setattr(_split, "_pipeline_rate", lambda *_: 100.0)
+    now, all_opened = [0.0], []
+
+    def open_with(*, threads: int) -> Counting:
+        now[0] += 2.0
+        all_opened.append(Counting(threads))
+        return all_opened[-1]
+
+    work = _split.Work([encode(Image.new("RGB", (64, 48), "teal"), "JPEG")], DESCRIPTION, 4)
+    found = _split.measure_splits(work, open_with, 4, seconds=seconds, clock=lambda: now[0])
+    assert len(all_opened) == opened
+    assert all(backend.closed for backend in all_opened)
+    assert bool(found) is (opened == 3)

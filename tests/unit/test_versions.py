@@ -28,6 +28,9 @@ PRE: Residence = "preloaded"
         (["nsfw"], [], {"imagenet": {"1": 9, "2": 1}}, {}, {"nsfw@3": PRE, "imagenet@1": PRE, "imagenet@2": PRE}, ()),
         (["imagenet"], [], {}, {"imagenet": {"10": 5}}, {"imagenet@2": PRE, "imagenet@10": PRE}, ()),
         (["nsfw"], [], {}, {"nsfw": {"3": 5}}, {"nsfw@3": PRE}, ()),
+        (["imagenet"], ["*"], {}, {"imagenet": {"10": 5}}, {"imagenet@2": "lazy", "imagenet@10": PRE}, ()),
+        (["imagenet"], ["imagenet@10"], {}, {"imagenet": {"10": 5}}, {"imagenet@2": PRE, "imagenet@10": PRE}, ()),
+        (["nsfw"], ["nsfw"], {}, {"nsfw": {"3": 5}}, {"nsfw@3": "lazy"}, ()),  # it answers: there is no other
         (["pets", "imagenet@7", "nsfw"], [], {}, {}, {"nsfw@3": PRE}, ("pets", "imagenet@7")),
     ],
 )
@@ -127,6 +130,28 @@ def loaded(*models: tuple[str, Residence, int, float, bool]) -> list[Loaded]:
 )
 def test_evictions(models: list[tuple[str, Residence, int, float, bool]], need: int, gone: list[str] | None) -> None:
     assert versions.evictions(loaded(*models), need, 100) == gone
+
+
+def test_without_a_limit_nothing_goes() -> None:
+    models = loaded(("a", "lazy", 60, 1, False), ("b", "lazy", 60, 2, False))
+    assert (versions.evictions(models, 1000, 0), versions.surplus(models, 0)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("models", "gone"),
+    [
+        ([], []),
+        ([("a", "lazy", 40, 1, False), ("b", "lazy", 60, 2, False)], []),
+        ([("a", "lazy", 20, 1, False), ("b", "lazy", 20, 2, False), ("c", "lazy", 70, 3, False)], ["a"]),
+        ([("a", PRE, 20, 1, False), ("b", "lazy", 20, 2, False), ("c", "passing", 70, 3, False)], ["b"]),
+        ([("a", "lazy", 20, 1, True), ("b", "lazy", 20, 2, False), ("c", "lazy", 70, 3, False)], ["b"]),
+        ([("a", "lazy", 60, 1, True), ("b", "lazy", 20, 2, False), ("c", "lazy", 60, 3, True)], ["b"]),  # what can go
+        ([("a", "lazy", 10, 1, False), ("b", "lazy", 150, 2, False)], ["a"]),
+        ([("b", "lazy", 150, 2, False)], []),
+    ],
+)
+def test_surplus(models: list[tuple[str, Residence, int, float, bool]], gone: list[str]) -> None:
+    assert versions.surplus(loaded(*models), 100) == gone
 
 
 def test_only_what_nobody_planned_and_nobody_has_used_for_a_while_is_superfluous() -> None:

@@ -53,6 +53,8 @@ def unavailable(cause: Exception) -> LedgerUnavailable:
         (unavailable(ResponseError("NOREPLICAS Not enough good replicas to write. script: f00")), True),
         (unavailable(ResponseError("BUSY Redis is busy running a script.")), True),
         (unavailable(ResponseError("Error running script: @user_script:17: -MISCONF Redis is configured to")), True),
+        (unavailable(ResponseError("Error running script: @user_script:17: -READONLY You can't write")), True),
+        (unavailable(ResponseError("Error running script: @user_script:17: -OOM command not allowed")), True),
         (NotReplicated("0 of 1 replicas"), True),
         (StorageUnavailable("503"), True),
     ],

@@ -23,7 +23,7 @@ import numpy as np
 
 from classifleet.config import ImageInfo, Lane
 from classifleet.worker.decode import DecodeLimits
-from classifleet.worker.flights import Flights, Urgency
+from classifleet.worker.flights import Flight, Flights, Urgency
 from classifleet.worker.headers import FORMATS
 from classifleet.worker.instruments import CACHE, CACHE_BYTES
 from classifleet.worker.lanes import LaneExecutor
@@ -207,31 +207,35 @@ class ContentCache:
         if self._remote is not None:
             await self._remote.close()
 
-    async def find(self, turn: Turn) -> tuple[Known | None, Outcome, bool]:
-        """What is known, from where, and whether others wait for it from now on (`settle`)."""
+    async def find(self, turn: Turn) -> tuple[Known | None, Outcome, Flight[Known] | None]:
+        """What is known, from where, and the flight of those who wait for it from now on (`settle`)."""
         known = self._remembered(turn)
         if known is not None:
-            return known, "hit", False
-        role, known = await self._flights.join(turn.key, turn.urgency)
+            return known, "hit", None
+        flight, known = await self._flights.join(turn.key, turn.urgency)
         if known is not None:
-            return known, "shared", False
-        if role == "alone" or self._remote is None:
-            return None, "miss", role == "lead"
+            return known, "shared", None
+        if flight is None or self._remote is None:
+            return None, "miss", flight
         try:
-            return await self._ask(self._remote, turn)
+            known = await self._ask(self._remote, turn)
         except BaseException:
-            self._flights.end(turn.key, None, failed=False)
+            self._flights.end(flight, None, failed=False)
             raise
+        if known is None:
+            return None, "miss", flight
+        self._flights.end(flight, known, failed=False)
+        return known, "remote", None
 
-    def settle(self, turn: Turn, *, leads: bool, failed: bool) -> None:
+    def settle(self, turn: Turn, *, flight: Flight[Known] | None, failed: bool) -> None:
         """An image that was not known has been worked on, with or without success."""
         if turn.found is not None:
             entry = encode(turn.found, turn.plan)
             self._memory.put(turn.key, entry)
             if self._remote is not None:
                 self._remote.put(turn.key, entry)
-        if leads:
-            self._flights.end(turn.key, turn.found, failed=failed)
+        if flight is not None:
+            self._flights.end(flight, turn.found, failed=failed)
 
     def _caches(self, name: str) -> bool:
         return not self._names.isdisjoint((name, name.partition("@")[0], ALL))
@@ -240,14 +244,12 @@ class ContentCache:
         entry = self._memory.get(turn.key)
         return None if entry is None else decode(entry, turn.plan)
 
-    async def _ask(self, remote: Remote, turn: Turn) -> tuple[Known | None, Outcome, bool]:
+    async def _ask(self, remote: Remote, turn: Turn) -> Known | None:
         entry = await remote.get(turn.key)
         known = None if entry is None else decode(entry, turn.plan)
-        if entry is None or known is None:
-            return None, "miss", True
-        self._memory.put(turn.key, entry)
-        self._flights.end(turn.key, known, failed=False)
-        return known, "remote", False
+        if entry is not None and known is not None:
+            self._memory.put(turn.key, entry)
+        return known
 
 
 class Turn:
@@ -258,11 +260,11 @@ class Turn:
         found: To be set to what was found out.
     """
 
-    __slots__ = ("_cache", "_leads", "found", "key", "known", "plan", "urgency")
+    __slots__ = ("_cache", "_flight", "found", "key", "known", "plan", "urgency")
 
     def __init__(self, cache: ContentCache, key: bytes, plan: Plan, urgency: Urgency) -> None:
         self._cache = cache
-        self._leads = False
+        self._flight: Flight[Known] | None = None
         self.key = key
         self.plan = plan
         self.urgency = urgency
@@ -270,7 +272,7 @@ class Turn:
         self.found: Known | None = None
 
     async def __aenter__(self) -> Self:
-        self.known, outcome, self._leads = await self._cache.find(self)
+        self.known, outcome, self._flight = await self._cache.find(self)
         for model in self.plan.models:
             CACHE.labels(model, outcome).inc()
         return self
@@ -280,7 +282,7 @@ class Turn:
     ) -> None:
         if self.known is None:
             mine = error is not None and not isinstance(error, Exception)  # cancelled, also by its deadline
-            self._cache.settle(self, leads=self._leads, failed=self.found is None and not mine)
+            self._cache.settle(self, flight=self._flight, failed=self.found is None and not mine)
 
 
 def _sha256(data: bytes) -> bytes:

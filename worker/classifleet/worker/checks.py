@@ -85,7 +85,7 @@ def check_device(settings: Settings) -> Iterator[Finding]:
 def check_backends(settings: Settings) -> Iterator[Finding]:
     """What would run models faster here, and is not there?"""
     from classifleet.worker.loading import device_name
-    from classifleet.worker.models import _inductor, _openvino
+    from classifleet.worker.models import _inductor, _openvino, golden_inputs
 
     try:
         device = device_name(settings.device)
@@ -94,6 +94,9 @@ def check_backends(settings: Settings) -> Iterator[Finding]:
     if device == "cpu" and not _openvino.installed():
         what = f"OpenVINO is not installed; measured on CPUs with it: {OPENVINO_BRINGS}"
         yield Finding("device", State.WARNING, what, "pip install 'classifleet[openvino]'")
+    if not golden_inputs.shipped():
+        what = "there are no photos to compare answers on: a model stays in fp32 unless it brings five of its own"
+        yield Finding("device", State.WARNING, what, "pip install scikit-image, or `classifleet models tune --photos`")
     if reason := _inductor.missing(device):
         what = f"AOTInductor cannot compile: {reason}; measured with it: {INDUCTOR_BRINGS}"
         yield Finding("device", State.OK if _openvino.installed() else State.WARNING, what)

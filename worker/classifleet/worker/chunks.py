@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,7 +39,7 @@ from classifleet.worker.gate import Gate, GateClosed, Turn
 from classifleet.worker.inflight import InFlight
 from classifleet.worker.instruments import CHUNKS, HANDED_BACK, INFLIGHT, QUEUE_WAIT, observe
 from classifleet.worker.leases import LeaseKeeper
-from classifleet.worker.lending import Lends, ModelAway
+from classifleet.worker.lending import Lends, Loads, ModelAway
 from classifleet.worker.logs import log_chunk
 from classifleet.worker.outages import Interrupted, patiently
 from classifleet.worker.pipeline import SUSPECT_DEATHS, Pipeline
@@ -326,24 +326,24 @@ class ChunkRunner:
             except ImageError as error:
                 return self._failed(work, error)
             self._committer.require_place(work.payload)
-        work, records = self._with_models(work)
-        if records:
-            return records
-        if work.lease.deaths >= SUSPECT_DEATHS:
-            with self._gate.alone(self._chunk_seconds) as turn:
-                return self._classify(work, turn)
-        with self._gate.shared(work.lane, self._chunk_seconds):
-            return self._classify(work, None)
+        with self._lender.lent(work.lease.models) as loads:
+            if loads:
+                work, records = self._with_models(work, loads)
+                if records:
+                    return records
+            if work.lease.deaths >= SUSPECT_DEATHS:
+                with self._gate.alone(self._chunk_seconds) as turn:
+                    return self._classify(work, turn)
+            with self._gate.shared(work.lane, self._chunk_seconds):
+                return self._classify(work, None)
 
     def _failed(self, work: _Work, error: ImageError) -> list[Record]:
         return failed_records(work.payload, error, attempt=work.lease.attempt, worker=self._owner)
 
-    def _with_models(self, work: _Work) -> tuple[_Work, list[Record]]:
+    def _with_models(self, work: _Work, loads: Loads) -> tuple[_Work, list[Record]]:
         """Wait for the models before the gate: behind it others would wait as well."""
-        if self._lender.at_hand(work.lease.models):
-            return work, []
         try:
-            lease, records = self._on_loop(self._lender.bring(work.payload, work.lease, work.lane), Turn())
+            lease, records = self._on_loop(self._lender.bring(work.payload, work.lease, work.lane, loads), Turn())
         except ModelAway as away:
             again = away.later and work.lease.attempt < GIVE_UP_FAILURES
             if again or self._lender.left_to_others(work.lease.models, work.queue):
@@ -355,11 +355,8 @@ class ChunkRunner:
         mark = partial(self._mark_aside, work, turn) if turn else None
         if turn:
             log.warning("suspect chunk, alone", job=work.lease.job, chunk=work.lease.chunk, deaths=work.lease.deaths)
-
-        def classify(lease: Lease) -> Awaitable[list[Record]]:
-            return self._pipeline.classify(work.payload, lease, work.lane, mark=mark, trace=work.trace)
-
-        return self._on_loop(self._lender.during(work.payload, work.lease, work.lane, classify), turn or Turn())
+        classified = self._pipeline.classify(work.payload, work.lease, work.lane, mark=mark, trace=work.trace)
+        return self._on_loop(classified, turn or Turn())
 
     def _on_loop(self, work: Coroutine[Any, Any, T], turn: Turn) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -8,17 +8,27 @@ from pathlib import Path
 from typing import Final
 
 WAIT_POLICY: Final = ("OMP_WAIT_POLICY", "PASSIVE")
-_CGROUP_CPU_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
+_CGROUP: Final = Path("/sys/fs/cgroup")
+_QUOTAS: Final = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+"""Files that hold, together, a quota and its period, in microseconds: of cgroup v2 and v1."""
 
 
 def usable_cores() -> int:
-    """The process' affinity, and its cgroup's quota rounded up (v2)."""
+    """The process' affinity, and its cgroup's quota rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _CGROUP_CPU_LIMIT.read_text().split()
-    except (OSError, ValueError):  # no cgroup v2 here: the affinity is all there is to know
-        return cores
-    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+    return max(1, math.ceil(min(cores, _quota())))
+
+
+def _quota() -> float:
+    """Of the cgroup, in cores; infinite without one."""
+    for files in _QUOTAS:
+        try:
+            quota, period = map(int, " ".join((_CGROUP / file).read_text() for file in files).split())
+        except (OSError, ValueError):  # another version of cgroups, or no limit: `max`
+            continue
+        if quota > 0:  # v1 writes -1
+            return quota / period
+    return math.inf
 
 
 def wait_asleep() -> None:

@@ -21,7 +21,7 @@ import structlog
 
 from classifleet.config import ErrorCode, ImageError, Lane, ModelError
 from classifleet.worker.batching import Backlog, Batch, Sizes
-from classifleet.worker.forward import MS_PER_S, Forward
+from classifleet.worker.forward import MS_PER_S, Answers, Forward
 from classifleet.worker.instruments import DEVICE_SECONDS, DROPPED_IMAGES
 from classifleet.worker.models import Backend
 from classifleet.worker.models.failures import DeviceLost, brief, failure
@@ -33,6 +33,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 _Answer = tuple[asyncio.Future[Inference], Inference | ImageError]
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A batch that the device was sent, and what waits for its answers."""
+
+    batch: Batch
+    forward: Forward
+    finish: Callable[[], Answers]
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,8 @@ class Device:
         self._idle = False
         self._closed = False
         self._running: Forward | None = None
+        self._launched: _Launched | None = None
+        self._free_since = 0.0
         self._call_since: float | None = None
         self._thread = threading.Thread(target=self._run_forever, name="classifleet-device", daemon=True)
         self.lost = ""
@@ -187,12 +199,17 @@ class Device:
         """What to do next: what was asked for, else a batch; None when the device is lost, or closed and done."""
         with self._ready:
             while not self.lost:
+                # While a batch is computed only a full one is sent after it: what is smaller grows meanwhile.
+                if self._launched and (self._calls or not self._backlog.has_full_batch()):
+                    return self._finish_launched
                 if self._calls:
                     return partial(self._answer_call, *self._calls.popleft())
                 batch = self._backlog.next(time.monotonic())
                 self._answer_dropped()
                 if batch is not None:
                     return partial(self._run, batch)
+                if self._launched:
+                    return self._finish_launched
                 if self._closed:
                     break
                 self._idle = True
@@ -228,16 +245,34 @@ class Device:
         forward.close()
 
     def _run(self, batch: Batch) -> None:
-        self._running = self._forwards[batch.model]
-        started = time.monotonic()
+        """Send a batch, then finish the one before it; and this one, if the device does not compute by itself."""
+        forward = self._running = self._forwards[batch.model]
+        started, before = time.monotonic(), self._launched
+        finish = forward.begin([waiting.pixels for waiting in batch.images], batch.reason)
+        self._launched = _Launched(batch, forward, finish, started)
+        if before is not None:
+            self._finish(before)
+        if not forward.overlaps and not self.lost:
+            self._finish_launched()
+
+    def _finish_launched(self) -> None:
+        launched, self._launched = self._launched, None
+        if launched is not None:
+            self._finish(launched)
+
+    def _finish(self, launched: _Launched) -> None:
+        """Wait for a batch and answer its images."""
+        batch, self._running = launched.batch, launched.forward
         try:
-            results = self._running.run([waiting.pixels for waiting in batch.images], batch.reason)
+            results = launched.finish()
         except DeviceLost as error:
             self._lose(str(error))
             return
         finally:
-            self._running = None
-        seconds = time.monotonic() - started
+            self._running = self._launched.forward if self._launched else None
+        started = max(launched.since, self._free_since)
+        self._free_since = time.monotonic()
+        seconds = self._free_since - started
         self._backlog.charge(batch, seconds)
         DEVICE_SECONDS.labels(batch.model).inc(seconds)
         ran_ms = seconds * MS_PER_S

@@ -2,25 +2,33 @@
 
 images ─► one array ─► Backend.run ─► a row of scores, or an error, for each
 ▲ fails: its halves, until only the culprit fails; out of memory: halves, and never so many again
+
+A device that computes by itself is sent a batch, and asked for its scores when the next one has been sent.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Final
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NoReturn
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from classifleet.config import ErrorCode, ImageError, ModelError
 from classifleet.worker.batching import Reason, Sizes
 from classifleet.worker.instruments import BATCH_SIZE, BATCHES, LAST_BATCH, MAX_BATCH, PADDED_IMAGES
 from classifleet.worker.models import Backend
+from classifleet.worker.models.backend import Overlapping
 from classifleet.worker.models.failures import DeviceLost, NotFinite, brief, failure
 from classifleet.worker.queues import Pixels, Scores
 
 log = structlog.get_logger(__name__)
 MS_PER_S: Final = 1000
+Answers = list[Scores | ImageError]
+Fetch = Callable[[], NDArray[np.float32]]
 
 
 class Forward:
@@ -28,6 +36,7 @@ class Forward:
 
     Attributes:
         since: When the forward pass that runs now began, on the monotonic clock; None if none runs.
+        overlaps: Whether the device computes by itself once `begin` has sent it a batch.
     """
 
     def __init__(self, model: str, backend: Backend, sizes: Sizes) -> None:
@@ -35,10 +44,21 @@ class Forward:
         self._backend = backend
         self._sizes = sizes
         self._observe = BATCH_SIZE.labels(model).observe
+        self._under_way = 0
+        self.overlaps = isinstance(backend, Overlapping)
         self.since: float | None = None
         MAX_BATCH.labels(model).set(sizes.most)
 
-    def run(self, pixels: list[Pixels], reason: Reason) -> list[Scores | ImageError]:
+    def begin(self, pixels: list[Pixels], reason: Reason) -> Callable[[], Answers]:
+        """Send a batch to the device; what is returned waits for its answers, as `run` does."""
+        BATCHES.labels(self._model, reason).inc()
+        self._observe(len(pixels))
+        self._under_way += 1
+        self.since = self.since or time.monotonic()
+        fetch, size = self._sent(pixels)
+        return partial(self._finish, fetch, size, pixels, reason)
+
+    def run(self, pixels: list[Pixels], reason: Reason) -> Answers:
         """Scores or an error for each image.
 
         Args:
@@ -48,8 +68,25 @@ class Forward:
         Raises:
             DeviceLost: Nothing runs in this process any more.
         """
+        return self.begin(pixels, reason)()
+
+    def close(self) -> None:
+        """Free what the model holds."""
+        self._backend.close()
+
+    def _sent(self, pixels: list[Pixels]) -> tuple[Fetch, int]:
+        """What waits for the scores, and how many rows they will have."""
+        batch = self._together(pixels)
+        if not isinstance(self._backend, Overlapping):
+            return partial(self._backend.run, batch), len(batch)
         try:
-            return self._once(pixels, reason)
+            return self._backend.begin(batch), len(batch)
+        except Exception as error:  # noqa: BLE001 - judged where the scores are waited for
+            return partial(_raise, error.with_traceback(None)), len(batch)
+
+    def _finish(self, fetch: Fetch, size: int, pixels: list[Pixels], reason: Reason) -> Answers:
+        try:
+            return self._once(fetch, size, pixels, reason)
         except Exception as error:  # noqa: BLE001 - a model is the user's code and may raise anything
             what, text = failure(error), brief(error)
         # Beyond the handler: the traceback of the error keeps the tensors of its batch.
@@ -66,31 +103,25 @@ class Forward:
         why: Reason = "memory" if what == "memory" else "bisected"
         return [answer for part in parts for answer in self.run(part, why)]
 
-    def close(self) -> None:
-        """Free what the model holds."""
-        self._backend.close()
-
-    def _once(self, pixels: list[Pixels], reason: Reason) -> list[Scores | ImageError]:
-        """One forward pass, counted and logged, however it ends."""
-        BATCHES.labels(self._model, reason).inc()
-        self._observe(len(pixels))
-        began = self.since = time.monotonic()
+    def _once(self, fetch: Fetch, size: int, pixels: list[Pixels], reason: Reason) -> Answers:
+        """The end of one forward pass, logged however it ends."""
+        began = self.since or time.monotonic()
         try:
-            return self._scores(pixels)
+            return self._scores(fetch, size, pixels)
         finally:
-            self.since = None
+            self._under_way -= 1
+            self.since = time.monotonic() if self._under_way else None
             LAST_BATCH.set_to_current_time()
             forward_ms = round((time.monotonic() - began) * MS_PER_S, 1)
             log.debug("batch", model=self._model, size=len(pixels), reason=reason, forward_ms=forward_ms)
 
-    def _scores(self, pixels: list[Pixels]) -> list[Scores | ImageError]:
-        batch = self._together(pixels)
+    def _scores(self, fetch: Fetch, size: int, pixels: list[Pixels]) -> Answers:
         try:
-            scores = self._backend.run(batch)
+            scores = fetch()
         except NotFinite as error:
             scores = error.scores
-        if len(scores) != len(batch):
-            raise ModelError(f"{len(scores)} answers to {len(batch)} images")
+        if len(scores) != size:
+            raise ModelError(f"{len(scores)} answers to {size} images")
         scores = scores[: len(pixels)]
         if np.isfinite(scores).all():
             return list(scores)
@@ -125,3 +156,7 @@ class Forward:
             if failure(error) != "model":
                 raise DeviceLost(f"no memory for a single image: {text}") from error
         return False
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error

@@ -1,16 +1,20 @@
 """Models for a chunk while it is at work: it waits for those that must be loaded, at nobody's expense.
 
 all ready ─► at once | not yet ─► in the waiting room (see `waiting.py`) until loaded | not to be had ─► left to others
+
+They are lent once, from before the chunk waits for anything until it has ended: what was loaded for it is not unloaded
+while it waits at the gate, behind which a load would hold up all others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import structlog
 
@@ -23,6 +27,7 @@ from classifleet.worker.waiting import WaitingChunk, WaitingRoom
 
 log = structlog.get_logger(__name__)
 MS_PER_S: Final = 1000
+Loads: TypeAlias = Sequence[Future[None]]
 
 
 class ModelAway(Exception):
@@ -47,16 +52,11 @@ class Lends(Protocol):
     def left_to_others(self, models: Collection[str], queue: str) -> bool:
         """Whether this worker lacks one of the models, and another one has them all."""
 
-    def at_hand(self, models: Collection[str]) -> bool:
-        """Whether none of the models has to be waited for."""
+    def lent(self, models: Collection[str]) -> AbstractContextManager[Loads]:
+        """Keep models while the block runs: what must be waited for first."""
 
-    async def bring(self, payload: Payload, lease: Lease, lane: Lane) -> tuple[Lease, list[Record]]:
-        """Wait for the chunk's models: its lease with the time that is left, and its records if that is none."""
-
-    async def during(
-        self, payload: Payload, lease: Lease, lane: Lane, work: Callable[[Lease], Awaitable[list[Record]]]
-    ) -> list[Record]:
-        """Do the work while the chunk's models are here."""
+    async def bring(self, payload: Payload, lease: Lease, lane: Lane, loads: Loads) -> tuple[Lease, list[Record]]:
+        """Wait for models that are lent: the chunk's lease with the time that is left, or its records if none is."""
 
 
 class Lender:
@@ -103,47 +103,30 @@ class Lender:
             self._shelf.look_soon()
         return True
 
-    def at_hand(self, models: Collection[str]) -> bool:
-        """Whether none of the models has to be waited for."""
-        return self._shelf.at_hand(models)
+    def lent(self, models: Collection[str]) -> AbstractContextManager[Loads]:
+        """Keep models while the block runs: what must be waited for first."""
+        return self._shelf.lent(models)
 
-    async def bring(self, payload: Payload, lease: Lease, lane: Lane) -> tuple[Lease, list[Record]]:
-        """Wait for the chunk's models: its lease with the time that is left, and its records if that is none.
+    async def bring(self, payload: Payload, lease: Lease, lane: Lane, loads: Loads) -> tuple[Lease, list[Record]]:
+        """Wait for models that are lent: the chunk's lease with the time that is left, or its records if none is.
 
         Raises:
             ModelAway: One did not come.
         """
-        brought = lease
-
-        async def see(left: Lease) -> list[Record]:
-            nonlocal brought
-            if away := self._shelf.missing(left.models):
-                raise ModelAway(away[0], later=not self._shelf.lacks(away))
-            brought = left
-            return []
-
-        late = await self.during(payload, lease, lane, see)
-        return brought, late
-
-    async def during(
-        self, payload: Payload, lease: Lease, lane: Lane, work: Callable[[Lease], Awaitable[list[Record]]]
-    ) -> list[Record]:
-        """Do the work while the chunk's models are here; its deadline holds also while they are loaded."""
-        if self._shelf.at_hand(lease.models):
-            async with self._shelf.lent(lease.models):
-                return await work(lease)
         began = time.monotonic()
         left = None if lease.left_ms is None else lease.left_ms / MS_PER_S
-        async with AsyncExitStack() as stack:
-            try:
-                async with self._waiting(lease, lane), asyncio.timeout(left):
-                    await stack.enter_async_context(self._shelf.lent(lease.models))
-            except TimeoutError:
-                late = ImageError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed while the model was loaded")
-                return failed_records(payload, late, attempt=lease.attempt, worker=self._owner)
-            waited_ms = int((time.monotonic() - began) * MS_PER_S)
-            left_ms = None if lease.left_ms is None else max(0, lease.left_ms - waited_ms)
-            return await work(replace(lease, left_ms=left_ms))
+        try:
+            async with self._waiting(lease, lane), asyncio.timeout(left):
+                for load in loads:
+                    await asyncio.shield(asyncio.wrap_future(load))
+        except TimeoutError:
+            late = ImageError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed while the model was loaded")
+            return lease, failed_records(payload, late, attempt=lease.attempt, worker=self._owner)
+        if away := self._shelf.missing(lease.models):
+            raise ModelAway(away[0], later=not self._shelf.lacks(away))
+        waited_ms = int((time.monotonic() - began) * MS_PER_S)
+        left_ms = None if lease.left_ms is None else max(0, lease.left_ms - waited_ms)
+        return replace(lease, left_ms=left_ms), []
 
     @asynccontextmanager
     async def _waiting(self, lease: Lease, lane: Lane) -> AsyncIterator[None]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -25,6 +26,8 @@ from classifleet.worker.instruments import MAX_BATCH, MODEL_INFO, MODEL_LOAD
 from classifleet.worker.memory import resident_bytes
 from classifleet.worker.models import Backend, ModelDescription, Repository
 from classifleet.worker.models.backend import WARM_RUNS, pads
+from classifleet.worker.models.failures import brief, failure
+from classifleet.worker.models.repository import MODEL_FILE
 from classifleet.worker.models.tuned import TunedModel, compared, load_tuned
 from classifleet.worker.versions import State
 
@@ -69,12 +72,13 @@ class ModelLoader:
             Exception: It cannot be loaded, or does not run. Nothing of it stays.
         """
         start = time.monotonic()
+        least = file_bytes(repository, description.key)  # before: the file may be removed meanwhile
         place = device_name(self._settings.device)
         before = _used(place)
         self._told(description.key, "loading")
         how = self._beside if serving else self._alone
         loaded = how(repository, description, place)
-        size = max(_used(place) - before, (repository.folder(description.key) / "model.pt").stat().st_size)
+        size = max(_used(place) - before, least)
         self.decode_threads = max(self.decode_threads, loaded.decode_threads)  # so that none of the models starves
         self._show(description, loaded, place, time.monotonic() - start)
         return size
@@ -93,8 +97,7 @@ class ModelLoader:
         def load() -> TunedModel:
             loaded = load_tuned(repository, key, self._settings, place)
             self._told(key, "warming")
-            loaded.backend.warm(_sizes(description, loaded))
-            return loaded
+            return _warmed(description, loaded, loaded.backend.warm)
 
         with _bounded(key, self._settings.model_load_seconds):
             loaded: TunedModel = self._device.call(load)
@@ -105,9 +108,13 @@ class ModelLoader:
         key, settings = description.key, self._settings.model_copy(update=_NOT_TUNED)
         loaded = _aside(partial(load_tuned, repository, key, settings, place), key, settings.model_load_seconds)
         self._told(key, "warming")
-        try:
-            for step in _steps(loaded.backend, description, _sizes(description, loaded)):
+
+        def warm(sizes: tuple[int, ...]) -> None:
+            for step in _steps(loaded.backend, description, sizes):
                 self._device.call(step)
+
+        try:
+            loaded = _warmed(description, loaded, warm)
             self._device.load(key, partial(_slot, description, loaded))
         except Exception:
             self._device.call(loaded.backend.close)
@@ -145,9 +152,31 @@ def device_name(setting: str) -> str:
     return ("cuda" if available else "cpu") if setting == "auto" else setting
 
 
+def file_bytes(repository: Repository, key: str) -> int:
+    """The least that a model takes, in bytes; 0 if its file is missing, which loading it says."""
+    path = repository.path.joinpath(*key.split("@"), MODEL_FILE)
+    return path.stat().st_size if path.is_file() else 0
+
+
 def _sizes(description: ModelDescription, loaded: TunedModel) -> tuple[int, ...]:
     """The sizes of batches that a model is warmed with."""
     return (*(size for size in description.batch.buckets if size < loaded.max_batch), loaded.max_batch)
+
+
+def _warmed(description: ModelDescription, loaded: TunedModel, warm: Callable[[tuple[int, ...]], None]) -> TunedModel:
+    """Warm a model with as large batches as there is memory for today."""
+    sizes = _sizes(description, loaded)
+    while True:
+        try:
+            warm(sizes)
+            return replace(loaded, max_batch=sizes[-1])
+        except Exception as error:
+            if failure(error) != "memory" or len(sizes) == 1:
+                raise
+            text = brief(error)
+        # Beyond the handler: the traceback of the error keeps the tensors of its batch.
+        log.warning("out of memory", model=description.key, size=sizes[-1], max_batch=sizes[-2], error=text)
+        sizes = sizes[:-1]
 
 
 def _slot(description: ModelDescription, loaded: TunedModel) -> ModelSlot:

@@ -70,6 +70,7 @@ class _Parts:
     device: Device
     pulse: Pulse
     leases: LeaseKeeper
+    decoders: LaneExecutor
 
 
 class Runtime:
@@ -165,7 +166,7 @@ class Runtime:
             interrupt=self._interrupt,
             tracing=traced,
         )
-        self._parts = _Parts(device, pulse, leases)
+        self._parts = _Parts(device, pulse, leases, pipeline.decode_pool)
 
     def consuming(self) -> None:
         """Celery consumes now: the worker is ready."""
@@ -273,6 +274,8 @@ class Runtime:
             loop_still_seconds=parts.pulse.still_seconds(),
             consumer_still_seconds=self.intake.still_seconds(),
             chunks_still_seconds=self.chunks.in_flight.still_seconds(),
+            decoders=parts.decoders.threads,
+            decoders_lost=parts.decoders.lost,
             away=self.outages.away(),
         )
 
@@ -305,7 +308,7 @@ class Runtime:
             fetcher=fetcher,
             models=shelf.ready,
             why_not=shelf.why_not,
-            shadow=Shadow(settings.shadow, shelf.ready, device) if settings.shadow else None,
+            shadow=Shadow(settings.shadow, shelf.ready, device, wish=shelf.wish) if settings.shadow else None,
             device=device,
             decode_pool=decode_pool,
             limits=limits,

@@ -34,6 +34,7 @@ class Shadow:
         shares: By model the version, and its percentage of the images.
         ready: The models that can be asked, by name with version; may change.
         device: Runs them.
+        wish: Told the shadow (with version) that an image is to be compared on: it is to stay, or to come.
         chance: A number from 0 to 1.
     """
 
@@ -42,6 +43,8 @@ class Shadow:
         shares: Mapping[str, Shares],
         ready: Mapping[str, ModelDescription],
         device: Device,
+        *,
+        wish: Callable[[str], None] = lambda shadow: None,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._versions = {
@@ -51,6 +54,7 @@ class Shadow:
         }
         self._ready = ready
         self._device = device
+        self._wish = wish
         self._chance = chance
         self._tasks: set[asyncio.Task[None]] = set()
         self._unfit: set[tuple[str, str]] = set()
@@ -66,6 +70,7 @@ class Shadow:
         shadow, share = self._versions.get(key.partition("@")[0], ("", 0.0))
         if shadow in ("", key) or self._chance() >= share:
             return
+        self._wish(shadow)
         model = self._ready.get(shadow)
         seen = None if model is None else pixels.get(model.preprocess.digest)
         if model is None or seen is None:

@@ -9,14 +9,12 @@ One thread, the keeper, loads and unloads; whoever needs a model that is not rea
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
 
@@ -28,11 +26,11 @@ from classifleet.ledger import Offer
 from classifleet.worker import versions
 from classifleet.worker.device import Device
 from classifleet.worker.instruments import MODEL_BYTES, MODEL_EVICTIONS, MODEL_LOAD_FAILURES, MODELS
-from classifleet.worker.loading import ModelLoader
+from classifleet.worker.loading import ModelLoader, file_bytes
 from classifleet.worker.models import ModelDescription, Repository, open_repository
 from classifleet.worker.models.failures import brief
-from classifleet.worker.models.repository import MODEL_FILE, keep
-from classifleet.worker.shelved import Entry, NoRoom, new_entry
+from classifleet.worker.models.repository import keep
+from classifleet.worker.shelved import Entry, NoRoom, files_of, new_entry
 from classifleet.worker.versions import Loaded, Residence, State
 
 LINGER_SECONDS: Final = 600.0
@@ -43,7 +41,7 @@ log = structlog.get_logger(__name__)
 
 
 class Shelf:
-    """The models of a worker. Safe across threads; `lent` belongs to the event loop.
+    """The models of a worker. Safe across threads.
 
     Args:
         settings: `models`, `lazy_models`, `canary`, `shadow`, `models_memory_bytes`, `model_repository`.
@@ -107,8 +105,8 @@ class Shelf:
         Raises:
             ModelError: There is no model, or one cannot be loaded.
         """
-        repository = self._repository = open_repository(self._settings.model_repository, self._settings)
-        plan = self._plan(repository)
+        repository = open_repository(self._settings.model_repository, self._settings)
+        available, plan = self._plan(repository)
         for state in versions.STATES:
             MODELS.labels(state).set_function(partial(self._count, state))
         if plan.missing:
@@ -118,13 +116,16 @@ class Shelf:
                 f"there is no model in {repository.path}: "
                 "run `classifleet models build imagenet`, or `classifleet models add`"
             )
+        self._repository, self._available, self._planned = repository, available, plan.models
         for key, residence in plan.models.items():
             self._entries[key] = new_entry(key, residence, usable=True)
         for key, residence in plan.models.items():
             description = repository.describe(key)
             if residence == "preloaded":
-                self._entries[key].size_bytes = self._loader.load(repository, description, serving=False)
-                self._arrived(self._entries[key], description)
+                self._install(self._entries[key], repository, description, serving=False)
+                self._slim()
+        if gone := [key for key, residence in plan.models.items() if residence == "preloaded" and self.missing([key])]:
+            log.warning("models_memory_bytes does not hold what is loaded at the start", unloaded=gone)
         self._change()
         threading.Thread(target=self._keep, name="classifleet-models", daemon=True).start()
 
@@ -147,15 +148,15 @@ class Shelf:
     def _look(self, again: bool) -> None:
         try:
             repository = open_repository(self._settings.model_repository, self._settings)
-            plan = self._plan(repository)
+            available, plan = self._plan(repository)
         except (ClassifleetError, OSError) as error:
             log.warning("model repository not readable; nothing changes", error=str(error))
             return
         if not plan.models:
-            log.warning("model repository without the models of the settings; nothing changes", has=repository.list())
+            log.warning("model repository without the models of the settings; nothing changes", has=sorted(available))
             return
         with self._lock:
-            self._repository = repository
+            self._repository, self._available, self._planned = repository, available, plan.models
             for key, residence in plan.models.items():
                 self._follow(self._entries.get(key), key, residence, again=again)
             for key in [key for key in self._entries if key not in plan.models]:
@@ -163,12 +164,10 @@ class Shelf:
             self._change()
 
     def tidy(self) -> None:
-        """Have unloaded what nobody planned and nobody has used for a while."""
+        """Have unloaded what nobody planned and nobody has used for a while, and what is too much."""
         keep(self._repository)
-        with self._lock:
-            keys = versions.superfluous(self._loaded(), time.monotonic(), self._linger_seconds)
-        for key in keys:
-            self._work.put(partial(self._put_away, key))
+        self._work.put(self._sweep)
+        self._work.put(self._slim)
 
     def lacks(self, names: Iterable[str]) -> list[str]:
         """Those of the models that this worker neither has nor can load.
@@ -199,20 +198,30 @@ class Shelf:
             return ImageError(ErrorCode.MODEL_NOT_FOUND, f"this worker has no model {key!r}")
         return ImageError(ErrorCode.MODEL_FAILED, f"{key} could not be loaded: {entry.problem}")
 
-    @asynccontextmanager
-    async def lent(self, keys: Iterable[str]) -> AsyncIterator[None]:
-        """Keep models loaded while the block runs; entered when each is ready, or failed, or is not to be had."""
+    @contextmanager
+    def lent(self, keys: Iterable[str]) -> Iterator[list[Future[None]]]:
+        """Keep models loaded while the block runs.
+
+        Yields:
+            The loads to be waited for first, none of which may be cancelled: when all have ended, each model is ready,
+            or failed, or is not to be had.
+        """
         entries, loads = self._lend(keys)
         try:
-            for load in loads:
-                await asyncio.shield(asyncio.wrap_future(load))
-            yield
+            yield loads
         finally:
             self._take_back(entries)
 
-    def at_hand(self, keys: Iterable[str]) -> bool:
-        """Whether none of the models has to be loaded first."""
-        return all(key in self.ready or not self._known(key) for key in keys)
+    def wish(self, key: str) -> None:
+        """A model is of use, but nobody waits for it: it counts as used, and comes back if none has to go for that."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return
+            entry.used_at = time.monotonic()
+            limit = self._settings.models_memory_bytes
+            if entry.state == "lazy" and versions.evictions(self._loaded(), entry.size_bytes, limit) == []:
+                self._bring(entry)
 
     def _lend(self, keys: Iterable[str]) -> tuple[list[Entry], list[Future[None]]]:
         with self._lock:
@@ -236,12 +245,12 @@ class Shelf:
                 entry = self._entries[key] = new_entry(key, "passing", usable=False)
             return entry is not None and entry.state != "failed"
 
-    def _plan(self, repository: Repository) -> versions.Plan:
-        settings = self._settings
-        self._available = frozenset(repository.list())
-        plan = versions.plan(self._available, settings.models, settings.lazy_models, settings.canary, settings.shadow)
-        self._planned = plan.models
-        return plan
+    def _plan(self, repository: Repository) -> tuple[frozenset[str], versions.Plan]:
+        """What a repository has, and what to have of it."""
+        settings, available = self._settings, frozenset(repository.list())
+        return available, versions.plan(
+            available, settings.models, settings.lazy_models, settings.canary, settings.shadow
+        )
 
     def _follow(self, entry: Entry | None, key: str, residence: Residence, *, again: bool) -> None:
         """Make of an entry what the plan wants it to be."""
@@ -249,7 +258,7 @@ class Shelf:
             log.info("model found", model=key, residence=residence)
             entry = self._entries[key] = new_entry(key, residence, usable=residence == "lazy")
         entry.residence = residence
-        retry = entry.state == "failed" and (again or entry.files != self._files(key))
+        retry = entry.state == "failed" and (again or entry.files != files_of(self._repository, key))
         passed_by = entry.state == "lazy" and not entry.usable and residence == "preloaded"
         if retry or (entry.load is None and (entry.state == "waiting" or passed_by)):
             self._bring(entry)
@@ -278,11 +287,9 @@ class Shelf:
     def _load(self, entry: Entry) -> None:
         """Load a model; nothing that goes wrong with it reaches others."""
         repository, key = self._repository, entry.key
-        files = self._files(key)
+        files = files_of(repository, key)
         try:
-            description = repository.describe(key)
-            self._make_room(key, _file_bytes(repository.path / key.replace("@", "/") / MODEL_FILE))
-            size_bytes = self._loader.load(repository, description, serving=True)
+            self._install(entry, repository, repository.describe(key), serving=True)
         except Exception as error:  # noqa: BLE001 - a model is the user's code and may raise anything
             MODEL_LOAD_FAILURES.labels(key).inc()
             log.error("model not loaded", model=key, error=brief(error))
@@ -294,56 +301,66 @@ class Shelf:
                     entry.usable |= entry.residence == "lazy"
                 else:
                     entry.state, entry.usable = "failed", False
-        else:
-            entry.size_bytes = size_bytes
-            self._arrived(entry, description)
         with self._lock:
             done, entry.load = entry.load, None
             self._change()
         if done is not None:
             done.set_result(None)
+        self._slim()
 
-    def _arrived(self, entry: Entry, description: ModelDescription) -> None:
+    def _install(self, entry: Entry, repository: Repository, description: ModelDescription, *, serving: bool) -> None:
+        self._make_room(entry, file_bytes(repository, entry.key))
+        size_bytes = self._loader.load(repository, description, serving=serving)
         with self._lock:
             entry.state, entry.usable, entry.problem = "ready", True, ""
-            entry.used_at = time.monotonic()
+            entry.size_bytes, entry.used_at = size_bytes, time.monotonic()
             self.ready[entry.key] = description
-        MODEL_BYTES.labels(entry.key).set(entry.size_bytes)
+        MODEL_BYTES.labels(entry.key).set(size_bytes)
 
-    def _put_away(self, key: str, *, evict: bool = False) -> bool:
-        """Unload a model that nobody uses; false if somebody does."""
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None or entry.state != "ready" or entry.lent:
-                return False
-            del self.ready[key]
-            entry.state = "lazy"
-            if entry.residence == "passing":
-                del self._entries[key]
-            self._change()
-        self._loader.unload(key)
-        MODEL_BYTES.remove(key)
-        if evict:
-            MODEL_EVICTIONS.labels(key).inc()
-        return True
-
-    def _make_room(self, key: str, need: int) -> None:
-        """Evict what must go, waiting until it is unused."""
+    def _make_room(self, entry: Entry, least: int) -> None:
+        """Evict what must go for a file of so many bytes, and for what the model took the last time."""
         limit = self._settings.models_memory_bytes
+        if 0 < limit < least:
+            raise ModelError(f"{entry.key} ({least} bytes) is larger than models_memory_bytes ({limit})")
+        # Measured sizes are inexact: a model that seemed larger than the limit may have all of it.
+        need = max(least, min(entry.size_bytes, limit))
+        self._unload(partial(self._wait_for_room, entry.key, need, limit), evicted=True)
+
+    def _wait_for_room(self, key: str, need: int, limit: int) -> list[str]:
+        """What to evict, once it is unused; others may take the lock meanwhile."""
         end = time.monotonic() + ROOM_SECONDS
-        while limit:
-            with self._lock:
-                gone = versions.evictions(self._loaded(), need, limit)
-                if gone is None:
-                    left = end - time.monotonic()
-                    if need > limit:
-                        raise ModelError(f"{key} ({need} bytes) is larger than models_memory_bytes ({limit})")
-                    if left <= 0 or self._closed:
-                        raise NoRoom(f"no room for {key} ({need} bytes) within models_memory_bytes ({limit})")
-                    self._returned.wait(left)
-                    continue
-            if all(self._put_away(other, evict=True) for other in gone):
-                return
+        while (gone := versions.evictions(self._loaded(), need, limit)) is None:
+            left = end - time.monotonic()
+            if left <= 0 or self._closed:
+                raise NoRoom(f"no room for {key} ({need} bytes) within models_memory_bytes ({limit})")
+            self._returned.wait(left)
+        return gone
+
+    def _slim(self) -> None:
+        """Evict what is too much, as far as it is unused."""
+        self._unload(lambda: versions.surplus(self._loaded(), self._settings.models_memory_bytes), evicted=True)
+
+    def _sweep(self) -> None:
+        """Unload what is superfluous."""
+        seconds = self._linger_seconds
+        self._unload(lambda: versions.superfluous(self._loaded(), time.monotonic(), seconds), evicted=False)
+
+    def _unload(self, choose: Callable[[], list[str]], *, evicted: bool) -> None:
+        """Unload what is chosen by what is so now: since this was queued, models may have been planned, or used."""
+        with self._lock:
+            keys = choose()
+            for key in keys:
+                del self.ready[key]
+                self._entries[key].state = "lazy"
+                if self._entries[key].residence == "passing":
+                    del self._entries[key]
+            if keys:
+                self._change()
+        for key in keys:
+            self._loader.unload(key)
+            MODEL_BYTES.remove(key)
+            if evicted:
+                MODEL_EVICTIONS.labels(key).inc()
 
     def _loaded(self) -> list[Loaded]:
         """What is loaded. What new jobs are answered by is as good as planned, if its successor does not load, say."""
@@ -359,15 +376,6 @@ class Shelf:
             for key, entry in self._entries.items()
             if entry.state == "ready"
         ]
-
-    def _files(self, key: str) -> tuple[int, ...]:
-        """What tells one state of a model's files from another."""
-        folder: Path = self._repository.path / key.replace("@", "/")
-        try:
-            stats = [file.stat() for file in sorted(folder.iterdir())]
-        except OSError:
-            return ()
-        return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
 
     def _tell(self, key: str, state: State) -> None:
         with self._lock:
@@ -385,8 +393,3 @@ class Shelf:
         usable.update(key for key in new if key.partition("@")[0] not in answered)
         self._offers = versions.offers(usable, self._planned, self._settings.canary, self._settings.shadow)
         self.changed()
-
-
-def _file_bytes(path: Path) -> int:
-    """The least that a model takes; 0 if its file is missing, which loading it says."""
-    return path.stat().st_size if path.is_file() else 0

@@ -59,16 +59,19 @@ def plan(
     Args:
         available: All that it holds, with versions.
         named: Models to have, `imagenet` (its highest version) or `imagenet@1`; none means all.
-        lazy: Those of them that are loaded at their first use, by name or name with version, or `*`.
+        lazy: Those of them that are loaded at their first use, by name or name with version, or `*`. No shadow is:
+            nobody waits for it, so that it would never be loaded.
         canary: Versions that answer a part of the jobs.
         shadow: Versions that are compared, and are not the highest for that.
     """
     highest = latest(without_shadows(available, shadow))
+    shadows = set(keys_of(shadow)).difference(f"{name}@{version}" for name, version in highest.items())
     wanted = [*(named or highest), *keys_of(canary), *keys_of(shadow)]
     full = [name if "@" in name else f"{name}@{highest.get(name, '')}" for name in wanted]
     found = dict.fromkeys(key for key in full if key in available)
     missing = tuple(name for name, key in zip(wanted, full, strict=True) if key not in available)
-    return Plan({key: "lazy" if _listed(key, lazy) else "preloaded" for key in found}, missing)
+    late = {key for key in found if _listed(key, lazy)} - shadows
+    return Plan({key: "lazy" if key in late else "preloaded" for key in found}, missing)
 
 
 def keys_of(shares: Mapping[str, Shares]) -> list[str]:
@@ -145,22 +148,39 @@ def superfluous(loaded: Iterable[Loaded], now: float, linger_seconds: float) -> 
     ]
 
 
-def evictions(loaded: Iterable[Loaded], need: int, limit: int) -> list[str] | None:
-    """What to unload so that a model of `need` bytes fits; None if that cannot be, now.
+def evictions(loaded: Collection[Loaded], need: int, limit: int) -> list[str] | None:
+    """What to unload so that a model of `need` bytes fits within a limit (0: none); None if that cannot be, now.
 
     The least recently used goes first: of what nobody planned, then of the lazy, then of the preloaded. What a chunk
     at work needs never goes.
     """
-    loaded = list(loaded)
-    over = sum(model.size_bytes for model in loaded) + need - limit
-    gone: list[str] = []
+    over = _over(loaded, limit, need)
+    gone = _unneeded(loaded, over)
+    return [model.key for model in gone] if sum(model.size_bytes for model in gone) >= over else None
+
+
+def surplus(loaded: Collection[Loaded], limit: int) -> list[str]:
+    """What to unload since models take more than was known before they were loaded: as far as that goes, now.
+
+    The one that was used last stays: a model that takes too much by itself is better than none.
+    """
+    last = max((model.used_at for model in loaded), default=0.0)
+    others = [model for model in loaded if model.used_at < last]
+    return [model.key for model in _unneeded(others, _over(loaded, limit))]
+
+
+def _over(loaded: Iterable[Loaded], limit: int, need: int = 0) -> int:
+    return sum(model.size_bytes for model in loaded) + need - limit if limit else 0
+
+
+def _unneeded(loaded: Iterable[Loaded], over: int) -> list[Loaded]:
+    """What goes so that so many bytes come free, or as many as can."""
+    gone: list[Loaded] = []
     for model in sorted(loaded, key=lambda model: (_RANK[model.residence], model.used_at)):
-        if over <= 0:
-            break
-        if not model.busy:
-            gone.append(model.key)
+        if over > 0 and not model.busy:
+            gone.append(model)
             over -= model.size_bytes
-    return gone if over <= 0 else None
+    return gone
 
 
 def _listed(key: str, names: Collection[str]) -> bool:

@@ -20,6 +20,7 @@ from classifleet.worker.models._cli_options import (
     print_json,
     print_table,
 )
+from classifleet.worker.models.description import DIGEST_LENGTH
 
 if TYPE_CHECKING:
     from classifleet.worker.models.description import ModelDescription
@@ -41,7 +42,8 @@ class PrecisionName(StrEnum):
 def tune(
     model: ModelArgument,
     photos: Annotated[
-        Path | None, typer.Option(help="A folder of photos like those that will be classified; best some hundreds.")
+        Path | None,
+        typer.Option(help="A folder of photos like those that will be classified; best 200 to 1000."),
     ] = None,
     precision: Annotated[PrecisionName | None, typer.Option(help="Default: the setting PRECISION.")] = None,
     device: Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:1`.")] = "auto",
@@ -65,7 +67,7 @@ def tune(
     if as_json:
         print_json({**summary(tuning), "rows": [asdict(row) for row in tuning.rows]})
         return
-    columns = ("variant", "images/s", "batch", "same answers", "mean worst", "outcome")
+    columns = ("variant", "images/s", "batch", "pictures", "same answers", "mean worst", "outcome")
     print_table(columns, [_cells(row, tuning) for row in tuning.rows])
     if tuning.splits:
         print_table(SPLIT_COLUMNS, [_split_cells(split, tuning) for split in tuning.splits])
@@ -80,7 +82,8 @@ def kept(repository: Repository, description: ModelDescription) -> list[str]:
 
     settings = Settings.load()
     folder = Path(settings.tuning_cache).expanduser() if settings.tuning_cache else repository.path / ".tuning"
-    found = sorted(folder.glob(f"{description.name}-{description.version}-*.json"))
+    digest = "[0-9a-f]" * DIGEST_LENGTH  # `*` would find those of a model that is named `imagenet-1`, too
+    found = sorted(folder.glob(f"{description.name}-{description.version}-{digest}.json"))
     return [_kept_line(file) for file in found]
 
 
@@ -98,9 +101,8 @@ def line(tuning: dict[str, Any]) -> str:
     ]
     if parity:
         same = parity["agreeing"] / parity["decided"] if parity["decided"] else 1.0
-        parts.append(
-            f"equal answers to {same:.1%} of {parity['decided']} decided, mean worst {parity['mean_worst']:.1e}"
-        )
+        decided = f"{parity['decided']} decided of {parity['pictures']}"
+        parts.append(f"equal answers to {same:.1%} of {decided}, mean worst {parity['mean_worst']:.1e}")
     if split:
         parts.append(f"{split['decode_threads']} threads decode, {split['forward_threads']} run the model")
     if tuning["busy"]:
@@ -128,7 +130,8 @@ def _cells(row: Row, tuning: Tuning) -> dict[str, str]:
         cells |= {"images/s": f"{row.speed.rate:.1f} ({times:.1f}x)", "batch": str(row.speed.batch)}
     if row.parity:
         share = f"{row.parity.agreement:.1%} of {row.parity.decided}"
-        cells |= {"same answers": share, "mean worst": f"{row.parity.mean_worst:.1e}"}
+        cells |= {"pictures": str(row.parity.pictures), "same answers": share}
+        cells |= {"mean worst": f"{row.parity.mean_worst:.1e}"}
     return cells
 
 

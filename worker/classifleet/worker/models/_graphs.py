@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from classifleet.config.errors import ModelError
 from classifleet.worker.models.backend import WARM_RUNS, Backend, check_batch, check_scores
 from classifleet.worker.models.description import ModelDescription
-from classifleet.worker.models.failures import DeviceLost, raise_typed
+from classifleet.worker.models.failures import DeviceLost, typed_errors
 
 SUFFIX: Final = "+graphs"
 log = structlog.get_logger(__name__)
@@ -88,6 +88,7 @@ class GraphedBackend:
     fixed_shapes = True
 
     def __init__(self, backend: OnDevice, description: ModelDescription, recorder: Recorder | None = None) -> None:
+        self.device = backend.device
         self.name = backend.name if backend.name.endswith(SUFFIX) else backend.name + SUFFIX
         self._backend = backend
         self._description = description
@@ -104,23 +105,24 @@ class GraphedBackend:
         """See `Backend.run`."""
         if self._closed:
             raise ModelError(f"{self._description.key}: the backend is closed")
-        size = next((size for size in self.recorded if size >= len(batch)), None)
-        if size is None:
+        if self._recording(len(batch)) is None:
             return self._backend.run(batch)
         check_batch(self._description, batch)
-        recording = self._recordings[size]
         pixels = torch.from_numpy(np.require(batch, requirements=["C", "W"]))
-        try:
-            with torch.inference_mode():
-                # what an earlier batch left behind in the other rows is computed again and not looked at
-                recording.pixels[: len(batch)].copy_(pixels)
-                recording.replay()
-                # `cpu` waits for the replay, and copies: the next one writes to the same place
-                scores = recording.scores[: len(batch)].to("cpu", copy=True).numpy()
-        except (RuntimeError, MemoryError) as error:
-            raise_typed(error)
-            raise
+        with typed_errors(), torch.inference_mode():
+            # `cpu` waits for the replay, and copies: the next one writes to the same place
+            scores = self.scores(pixels).to("cpu", copy=True).numpy()
         return check_scores(self._description, scores)
+
+    def scores(self, pixels: torch.Tensor) -> torch.Tensor:
+        """See `OnDevice.scores`; the next replay overwrites them."""
+        recording = self._recording(len(pixels))
+        if recording is None:
+            return self._backend.scores(pixels)
+        # what an earlier batch left behind in the other rows is computed again and not looked at
+        recording.pixels[: len(pixels)].copy_(pixels)
+        recording.replay()
+        return recording.scores[: len(pixels)]
 
     def warm(self, batch_sizes: Iterable[int]) -> None:
         """Record each size; see `Backend.warm`."""
@@ -134,6 +136,10 @@ class GraphedBackend:
         self._closed = True
         self._recordings.clear()
         self._backend.close()
+
+    def _recording(self, images: int) -> _Recording | None:
+        size = next((size for size in self.recorded if size >= images), None)
+        return None if size is None else self._recordings[size]
 
     def _record(self, size: int) -> None:
         pixels = torch.zeros((size, *self._description.input.size, 3), dtype=torch.uint8, device=self._backend.device)

@@ -70,12 +70,14 @@ def measure_splits(
         return ()
     measured: dict[tuple[int, int], float] = {}
     with ExitStack() as stack:
-        backends = {
-            threads: stack.enter_context(closing(open_with(threads=threads))) for threads in forward_threads(cores)
-        }
-        for backend in backends.values():
+        backends: dict[int, Backend] = {}
+        rates: dict[int, float] = {}
+        for threads in forward_threads(cores):
+            if clock() >= ends:
+                return ()
+            backends[threads] = backend = stack.enter_context(closing(open_with(threads=threads)))
             backend.warm([1, work.batch])
-        rates = {threads: _forward_rate(backend, work, clock) for threads, backend in backends.items()}
+            rates[threads] = _forward_rate(backend, work, clock)
         chosen = promising(cores, _decode_rate(work), rates)
         for _ in range(ROUNDS):
             for decoders, threads in chosen:

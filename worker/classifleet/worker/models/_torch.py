@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,15 +15,15 @@ from numpy.typing import NDArray
 from classifleet.config.errors import ModelError
 from classifleet.worker.cores import usable_cores
 from classifleet.worker.models import _torchscript, backend
-from classifleet.worker.models.backend import WARM_RUNS, activate, check_batch, check_scores
+from classifleet.worker.models.backend import WARM_RUNS, activate, answers, check_batch, check_scores
 from classifleet.worker.models.description import ModelDescription
-from classifleet.worker.models.failures import raise_typed
+from classifleet.worker.models.failures import brief, failure, raise_typed
+from classifleet.worker.models.golden_inputs import synthetic
+from classifleet.worker.models.parity import FP32_TOLERANCE
 
-PARITY_TOLERANCE: Final = 1e-4
-"""How far the scores of the frozen copy may lie from the plain module's."""
+CHOICE_BATCH: Final = 2
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 _REDUCED: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_SEED: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,7 @@ class TorchScriptBackend:
         threads: CPU threads of a forward pass (process-wide in torch); default: the cores that the process may use.
         recipe: What to change. Default: the frozen copy if it answers as the plain module does, else the plain module.
         name: What to call it in logs and metrics.
+        pictures: Without a recipe: what to compare on; default: synthetic ones.
 
     Raises:
         ModelError: The file cannot be loaded, or does not run as described.
@@ -76,6 +76,7 @@ class TorchScriptBackend:
         *,
         recipe: Recipe | None = None,
         name: str = "torchscript",
+        pictures: NDArray[np.uint8] | None = None,
     ) -> None:
         self.description = description
         self.name = name
@@ -91,7 +92,7 @@ class TorchScriptBackend:
         )
         self._module: Any = _torchscript.load(path, self.device)
         if recipe is None:
-            self._choose(path)
+            self._choose(path, synthetic(description) if pictures is None else pictures)
         else:
             self._apply(recipe)
 
@@ -126,10 +127,13 @@ class TorchScriptBackend:
         """Scores [N, num_classes] of pixels [N, h, w, 3] that are on the device already; they stay there.
 
         Raises:
-            ModelError: The module's output has another shape.
+            ModelError: The module's output has another shape, or the module itself has raised.
         """
-        with self._autocast():
-            output = self._module(self._prepare(pixels))
+        try:
+            with self._autocast():
+                output = self._module(self._prepare(pixels))
+        except torch.jit.Error as error:  # its own `raise` or `assert`: no RuntimeError
+            raise ModelError(f"{self.description.key}: the module raised {brief(error)}") from error
         wanted = (len(pixels), self.description.output.num_classes)
         if not isinstance(output, torch.Tensor) or output.shape != wanted:
             shape = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
@@ -167,27 +171,33 @@ class TorchScriptBackend:
             reason = str(error).strip().splitlines()[-1]
             raise ModelError(f"{self.description.key}: cannot run as {self.name}: {reason}") from error
 
-    def _choose(self, path: Path) -> None:
+    def _choose(self, path: Path, pictures: NDArray[np.uint8]) -> None:
         """Keep the fast variant if it answers as the plain module does, else load the plain one again."""
-        generator = np.random.default_rng(_SEED)
-        sample = generator.integers(0, 256, (2, *self.description.input.size, 3), np.uint8)
+        batch = min(CHOICE_BATCH, self.description.batch.max)
         try:
-            plain = self.run(sample)
+            plain = answers(self, pictures, batch)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ModelError(f"{self.description.key}: does not run on the input it describes: {reason}") from error
+        if self._same_when_fast(plain, pictures, batch):
+            self.name = "torchscript/channels_last" if self.device.type == "cpu" else "torchscript/frozen"
+        else:
+            self._module = _torchscript.load(path, self.device)
+
+    def _same_when_fast(self, plain: NDArray[np.float32], pictures: NDArray[np.uint8], batch: int) -> bool:
         try:
             # on a GPU fp32 gains nothing from channels_last, and TF32 alone differs by more than the tolerance
             if self.device.type == "cpu":
                 self._module = self._module.to(memory_format=torch.channels_last)
             self._module = _torchscript.freeze(self._module)
-            fast = [self.run(sample) for _ in range(WARM_RUNS)][-1]
-        except (RuntimeError, ModelError):  # freezing only optimises: what it breaks runs as it came
-            fast = np.full_like(plain, math.nan)
-        if np.allclose(fast, plain, rtol=0, atol=PARITY_TOLERANCE):
-            self.name = "torchscript/channels_last" if self.device.type == "cpu" else "torchscript/frozen"
-        else:
-            self._module = _torchscript.load(path, self.device)
+            for _ in range(WARM_RUNS - 1):
+                self.run(pictures[:batch])
+            fast = answers(self, pictures, batch)
+        except Exception as error:
+            if failure(error) == "lost":
+                raise
+            return False  # freezing only optimises: what it breaks runs as it came
+        return np.allclose(fast, plain, rtol=0, atol=FP32_TOLERANCE)
 
 
 def _device(name: str) -> torch.device:

@@ -9,8 +9,8 @@ into the first convolution, whose zero padding would then stand for the wrong co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -56,6 +56,17 @@ class Backend(Protocol):
         """Free the device's memory. `run` raises ModelError afterwards."""
 
 
+@runtime_checkable
+class Overlapping(Backend, Protocol):
+    """One whose device computes by itself once it has been sent a batch: a GPU."""
+
+    def begin(self, batch: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        """Send a batch, as for `run`, which may be overwritten then; what is returned waits for its scores.
+
+        Both raise what `run` does.
+        """
+
+
 def pads(backend: Backend) -> bool:
     """Whether batches are padded to the sizes that the backend was warmed with.
 
@@ -72,6 +83,18 @@ def warm(backend: Backend, description: ModelDescription, batch_sizes: Iterable[
         pixels = np.zeros((size, *description.input.size, 3), np.uint8)
         for _ in range(WARM_RUNS):
             backend.run(pixels)
+
+
+def answers(
+    backend: Backend, pixels: NDArray[np.uint8], batch: int, enough: Callable[[], bool] = lambda: False
+) -> NDArray[np.float32]:
+    """Scores of pictures in batches of so many: of one batch at least, and then until it is enough."""
+    parts: list[NDArray[np.float32]] = []
+    for first in range(0, len(pixels), batch):
+        if parts and enough():
+            break
+        parts.append(backend.run(pixels[first : first + batch]))
+    return np.concatenate(parts)
 
 
 def check_batch(description: ModelDescription, batch: NDArray[np.uint8]) -> None:

@@ -87,6 +87,8 @@ class Preprocess(_Part):
             raise ValueError("crop_size is missing; shortest_edge_crop needs it, as [height, width]")
         if self.resize == "letterbox" and self.crop_size is not None:
             raise ValueError("crop_size has no meaning with letterbox; remove it")
+        if self.interpolation == "bicubic" and not self.antialias:
+            raise ValueError("bicubic without antialias is not torch's bicubic here; set antialias, or bilinear")
         if any(crop > full for crop, full in zip(self.output_size, self.resize_hw, strict=True)):
             raise ValueError(f"crop_size {list(self.output_size)} does not fit into resize_size {self.resize_size}")
         return self

@@ -7,6 +7,8 @@ A backend that knows raises `OutOfMemory` or `DeviceLost`; of others the type an
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, Literal
 
 import numpy as np
@@ -17,6 +19,7 @@ from classifleet.config.errors import ModelError
 Failure = Literal["model", "memory", "lost"]
 
 _INTERPRETER: Final = "The following operation failed in the TorchScript interpreter"
+_RAISED: Final = re.compile(r"^(?:builtins\.)?(\w[\w.]*(?:Error|Exception): .*)", re.MULTILINE)
 _MEMORY_TYPES: Final = frozenset({"OutOfMemoryError", "MemoryError", "_ArrayMemoryError"})
 _MEMORY: Final = re.compile(
     r"(CUDA|HIP|XPU)( error:)? out of memory"
@@ -86,10 +89,20 @@ def raise_typed(error: RuntimeError | MemoryError) -> None:
             raise DeviceLost(brief(error)) from error
 
 
+@contextmanager
+def typed_errors() -> Iterator[None]:
+    """Raise what torch raises within as the typed error that it is, if it is one; see `raise_typed`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        raise_typed(error)
+        raise
+
+
 def brief(error: BaseException) -> str:
     """An error's type and its first line; torch's go on for pages, and TorchScript's begin with a traceback."""
     lines = str(error).strip().splitlines()
     if lines and lines[0].startswith(_INTERPRETER):
-        lines = [line for line in lines if line.startswith("RuntimeError: ")] or lines
-        return lines[0]
+        raised = _RAISED.search(str(error))
+        return raised[1] if raised else lines[0]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

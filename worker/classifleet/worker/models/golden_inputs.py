@@ -1,6 +1,8 @@
 """Pictures on which variants of a model are compared: real photos, augmented until there are enough.
 
 the model's own golden pictures + photos of the operator, else of scikit-image ─► crops, flips, light ─► uint8
+
+Without any photo there are synthetic pictures, by which only fp32 is judged.
 """
 
 from __future__ import annotations
@@ -8,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
+from classifleet.config import ImageError
 from classifleet.worker.decode import decode
 from classifleet.worker.models.description import ModelDescription
 from classifleet.worker.preprocess import preprocess
@@ -24,6 +29,10 @@ from classifleet.worker.preprocess import preprocess
 MIN_PICTURES: Final = 200
 MIN_PHOTOS: Final = 5
 """Fewer photos than this are one scene over and over, however they are cropped."""
+MAX_PHOTOS: Final = 1000
+"""Of the operator's; more prove no more, and take time and memory. Of a larger folder every n-th is used."""
+FEW: Final = 8
+"""Pictures that show whether freezing has gone wrong: each costs what the file takes as it came."""
 MAX_PHOTO_EDGE: Final = 1024
 MAX_SAMPLES: Final = 8
 SAMPLE_EDGE: Final = 500
@@ -69,8 +78,8 @@ def golden_inputs(description: ModelDescription, folder: Path, photos: Sequence[
     Raises:
         ImageError: One of them is not a picture.
     """
-    own = [folder / golden.image for golden in description.golden]
-    sources = [path.read_bytes() for path in (*own, *(photos or _shipped()))]
+    photos = photos[:: math.ceil(len(photos) / MAX_PHOTOS) or 1]
+    sources = [path.read_bytes() for path in (*_own(description, folder), *(photos or shipped()))]
     pixels = [_pixels(data, description) for data in sources]
     generator = np.random.default_rng(_SEED)
     while sources and len(pixels) < MIN_PICTURES:
@@ -84,10 +93,49 @@ def golden_inputs(description: ModelDescription, folder: Path, photos: Sequence[
     return GoldenInputs(stacked, len(sources), digest, tuple(samples))
 
 
+def shipped() -> list[Path]:
+    """The photos that scikit-image brings; none if it is not installed."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        return []
+    folder = Path(spec.origin).parent / "data"
+    return [folder / name for name in _SKIMAGE if (folder / name).is_file()]
+
+
+def photos_at_hand(description: ModelDescription) -> int:
+    """How many photos `golden_inputs` would find without any of the operator's."""
+    return len(description.golden) + len(shipped())
+
+
+def few_pictures(description: ModelDescription, folder: Path) -> NDArray[np.uint8]:
+    """`FEW` pictures, made quickly: photos, then their mirror images, then synthetic ones."""
+    photos = []
+    for path in [*_own(description, folder), *shipped()][:FEW]:
+        with suppress(OSError, ImageError):  # `models verify` says that a golden picture is damaged
+            photos.append(_pixels(path.read_bytes(), description))
+    mirrored = [each[:, ::-1] for each in photos]
+    return np.stack([*photos, *mirrored, *synthetic(description)][:FEW])
+
+
+def synthetic(description: ModelDescription, count: int = FEW) -> NDArray[np.uint8]:
+    """Coloured pictures [count, h, w, 3] of every coarseness, from two by two patches to noise."""
+    generator = np.random.default_rng(_SEED)
+    height, width = description.input.size
+    steps = max(1, int(math.log2(max(2, min(height, width)))))
+    edges = [2 ** (1 + number % steps) for number in range(count)]
+    patches = [generator.integers(0, 256, (edge, edge, 3), np.uint8) for edge in edges]
+    scaled = [Image.fromarray(each).resize((width, height), Image.Resampling.BICUBIC) for each in patches]
+    return np.stack([np.asarray(each) for each in scaled])
+
+
 def noise(description: ModelDescription, count: int) -> NDArray[np.uint8]:
     """Random pixels [count, h, w, 3]: they only show whether a variant runs and stays finite."""
     generator = np.random.default_rng(_SEED)
     return generator.integers(0, 256, (count, *description.input.size, 3), np.uint8)
+
+
+def _own(description: ModelDescription, folder: Path) -> list[Path]:
+    return [folder / golden.image for golden in description.golden]
 
 
 def _sample(data: bytes) -> bytes:
@@ -98,14 +146,6 @@ def _sample(data: bytes) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=_SAMPLE_QUALITY)
     return buffer.getvalue()
-
-
-def _shipped() -> Iterator[Path]:
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or spec.origin is None:
-        return
-    folder = Path(spec.origin).parent / "data"
-    yield from (folder / name for name in _SKIMAGE if (folder / name).is_file())
 
 
 def _pixels(data: bytes, description: ModelDescription) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ What disturbs a forward pass only makes it slower, so the best of several counts
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from classifleet.worker.models.backend import Backend
 from classifleet.worker.models.description import ModelDescription
+from classifleet.worker.models.failures import failure
 from classifleet.worker.models.golden_inputs import noise
 
 MEASURE_SECONDS: Final = 0.3
@@ -67,12 +69,25 @@ class Contestant:
     batch: int
 
 
-def measure(backend: Backend, description: ModelDescription, bounds: Bounds, clock: Clock) -> Speed:
-    """The best rate over the batch sizes whose forward pass is short enough."""
+def measure(
+    backend: Backend, description: ModelDescription, bounds: Bounds, clock: Clock, ends: float = math.inf
+) -> Speed:
+    """The best rate over the batch sizes whose forward pass is short enough, and for which there are memory and time.
+
+    Raises:
+        Exception: The smallest does not run, or another one does not for a reason that is not its size.
+    """
     speeds: list[Speed] = []
     for size in bounds.batch_sizes:
-        backend.warm([size])
-        seconds = min(_times(backend, noise(description, size), clock, MEASURE_SECONDS, LEAST_RUNS))
+        if speeds and clock() >= ends:
+            break
+        try:
+            backend.warm([size])
+            seconds = min(_times(backend, noise(description, size), clock, MEASURE_SECONDS, LEAST_RUNS))
+        except Exception as error:
+            if not speeds or failure(error) != "memory":
+                raise
+            break
         if speeds and seconds > bounds.forward_seconds:
             break
         speeds.append(Speed(size / seconds, size, seconds))

@@ -19,6 +19,8 @@ FP32_TOLERANCE: Final = 1e-4
 """Largest difference of any class on any picture that still counts as the same answers."""
 DECIDED_MARGIN: Final = 0.05
 """A picture is decided if the plain module's two best classes (or a class and the threshold) lie so far apart."""
+MIN_FP32_PICTURES: Final = 16
+"""What fp32 is compared on at least; of a model too slow for so many only the file as it came may serve."""
 AGREEMENT: Final = 0.99
 """Share of the decided pictures whose answer must be equal in reduced precision."""
 MEAN_WORST: Final = 0.02
@@ -81,8 +83,10 @@ def compare(plain: Scores, variant: Scores, *, kind: Literal["single", "multi"],
 def reasons_against(parity: Parity, precision: Precision) -> tuple[str, ...]:
     """Why a variant must not serve; empty if it may."""
     if precision == "fp32":
-        far = f"a score differs by {parity.worst:.1e}, more than {FP32_TOLERANCE:g}"
-        return () if parity.worst <= FP32_TOLERANCE else (far,)
+        if not parity.worst <= FP32_TOLERANCE:
+            return (f"a score differs by {parity.worst:.1e}, more than {FP32_TOLERANCE:g}",)
+        few = f"{parity.pictures} pictures prove nothing ({MIN_FP32_PICTURES} are needed); set TUNE_SECONDS"
+        return () if parity.pictures >= MIN_FP32_PICTURES else (few,)
     reasons = []
     if parity.pictures < MIN_PICTURES or parity.decided < MIN_DECIDED:
         reasons.append(

@@ -14,10 +14,12 @@ import structlog
 from classifleet.config import ModelError, Settings
 from classifleet.worker.cores import usable_cores
 from classifleet.worker.models import _split, tuning_cache
+from classifleet.worker.models._attempts import attempts
 from classifleet.worker.models._packages import Packages
 from classifleet.worker.models.backend import Backend
 from classifleet.worker.models.description import ModelDescription
-from classifleet.worker.models.golden_inputs import GoldenInputs, golden_inputs
+from classifleet.worker.models.failures import brief, failure
+from classifleet.worker.models.golden_inputs import MIN_PHOTOS, GoldenInputs, golden_inputs, photos_at_hand
 from classifleet.worker.models.measuring import Bounds
 from classifleet.worker.models.repository import Repository
 from classifleet.worker.models.tuning import Tuning, tune
@@ -62,14 +64,31 @@ def load_tuned(repository: Repository, key: str, settings: Settings, device: str
     limit = min(description.batch.max, settings.max_batch)
     ways = _ways(repository, description, settings, device)
     tuning = _tuned(repository, description, settings, device)
-    if tuning is None:
+    backend = _opened(ways, tuning)
+    if tuning is not None and backend is None and settings.tune_seconds:
+        tuning = tune_model(repository, key, settings, device)
+        backend = _opened(ways, tuning)
+    if tuning is None or backend is None:
         log.info("model not tuned", model=key, hint=f"classifleet models tune {key}")
         return TunedModel(load_backend(repository, key, device=device), limit, None)
-    chosen, split = tuning.chosen, tuning.split
     log.info("model tuned", model=key, device=device, **summary(tuning))
-    backend = ways.open(BY_NAME[chosen.variant], threads=split.forward_threads if split else None)
-    batch = min(limit, (chosen.speed or tuning.plain).batch)
-    return TunedModel(backend, batch, tuning, split.decode_threads if split else 0)
+    batch = min(limit, (tuning.chosen.speed or tuning.plain).batch)
+    return TunedModel(backend, batch, tuning, tuning.split.decode_threads if tuning.split else 0)
+
+
+def _opened(ways: Ways, tuning: Tuning | None) -> Backend | None:
+    """The chosen variant; None if it cannot be loaded today, as without its package and a compiler."""
+    if tuning is None:
+        return None
+    threads = tuning.split.forward_threads if tuning.split else None
+    try:
+        return ways.open(BY_NAME[tuning.chosen.variant], threads=threads)
+    except Exception as error:
+        if failure(error) == "lost":
+            raise
+        key, variant = ways.description.key, tuning.chosen.variant
+        log.warning("variant cannot be loaded; as if not tuned", model=key, variant=variant, error=brief(error))
+        return None
 
 
 def tune_model(
@@ -96,10 +115,11 @@ def tune_model(
     inputs = golden_inputs(description, repository.folder(key), photos)
     sizes = [size for size in description.batch.buckets if size <= limit] or [limit]
     bounds = Bounds(seconds, settings.max_forward_seconds, sizes)
-    tuning = tune(description, ways, inputs, precision=settings.precision, bounds=bounds)
+    file = cache_file(repository, description, settings, device)
+    with attempts(file) as tried:
+        tuning = tune(description, ways, inputs, precision=settings.precision, bounds=bounds, attempts=tried)
     if device == "cpu":
         tuning = _with_split(tuning, ways, inputs, seconds - (time.monotonic() - start))
-    file = cache_file(repository, description, settings, device)
     before = tuning_cache.read(file)
     if tuning.busy and before is not None and before.busy:
         tuning = replace(tuning, tries=before.tries + 1)
@@ -110,10 +130,13 @@ def tune_model(
 def _tuned(repository: Repository, description: ModelDescription, settings: Settings, device: str) -> Tuning | None:
     """What is kept, else found now."""
     kept = tuning_cache.read(cache_file(repository, description, settings, device))
-    if not settings.tune_seconds or (kept is not None and (not kept.busy or kept.tries >= MAX_TRIES)):
+    if not settings.tune_seconds:
         return kept
     if kept is not None:
-        log.info("tuned again", model=description.key, busy=kept.busy, tries=kept.tries)
+        blind = settings.precision != "fp32" and kept.photos < MIN_PHOTOS <= photos_at_hand(description)
+        if not blind and (not kept.busy or kept.tries >= MAX_TRIES):
+            return kept
+        log.info("tuned again", model=description.key, busy=kept.busy, tries=kept.tries, photos=kept.photos)
     return tune_model(repository, description.key, settings, device)
 
 
@@ -169,6 +192,7 @@ def summary(tuning: Tuning) -> dict[str, Any]:
         "batch": speed.batch,
         "agreement": None if chosen.parity is None else round(chosen.parity.agreement, 4),
         "mean_worst": None if chosen.parity is None else round(chosen.parity.mean_worst, 5),
+        "pictures": None if chosen.parity is None else chosen.parity.pictures,
         "decode_threads": tuning.split.decode_threads if tuning.split else None,
         "forward_threads": tuning.split.forward_threads if tuning.split else None,
         "busy": tuning.busy or None,

@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from classifleet.config.errors import ModelError
-from classifleet.worker.models.backend import Backend
+from classifleet.worker.models._attempts import Attempts
+from classifleet.worker.models.backend import Backend, answers
 from classifleet.worker.models.description import ModelDescription
-from classifleet.worker.models.golden_inputs import GoldenInputs, noise
+from classifleet.worker.models.failures import failure
+from classifleet.worker.models.golden_inputs import GoldenInputs, synthetic
 from classifleet.worker.models.measuring import Bounds, Clock, Contestant, Speed, busy, duel, measure
-from classifleet.worker.models.parity import Parity, Precision, Scores, compare, reasons_against
+from classifleet.worker.models.parity import MIN_FP32_PICTURES, Parity, Precision, Scores, compare, reasons_against
 from classifleet.worker.models.variants import PLAIN, VARIANTS, Variant
 
 PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
@@ -39,8 +37,8 @@ CLOSE: Final = 0.7
 INDUCTOR_GAIN: Final = 1.8
 """Times torch's best executor in the same precision: no more is expected of compiling (measured: 1.4-1.6)."""
 FINAL_TURNS: Final = 6
-NOISE_PICTURES: Final = 8
 PARITY_BATCH: Final = 8
+KILLED: Final = "killed the process"
 _ENGINES: Final = ("openvino", "torchscript", "inductor")
 
 
@@ -76,6 +74,7 @@ class Tuning:
         tries: How often it was tuned, because each time before the machine was busy.
         split: The chosen split of the cores; None: each has all of them.
         splits: All that were measured.
+        photos: How many different ones the answers were compared on.
     """
 
     rows: tuple[Row, ...]
@@ -84,6 +83,7 @@ class Tuning:
     tries: int = 1
     split: Split | None = None
     splits: tuple[Split, ...] = ()
+    photos: int = 0
 
     @property
     def chosen(self) -> Row:
@@ -118,6 +118,7 @@ def tune(
     bounds: Bounds,
     clock: Clock = time.monotonic,
     load: Callable[[], float] = lambda: os.getloadavg()[0],
+    attempts: Attempts | None = None,
 ) -> Tuning:
     """Try the variants of a model on a device.
 
@@ -129,12 +130,14 @@ def tune(
         bounds: Of time.
         clock: Monotonic seconds.
         load: The machine's load average.
+        attempts: Remembers what is tried, for the process after this one.
 
     Raises:
+        DeviceLost: Nothing runs in this process any more.
         ModelError: The plain module itself does not run.
     """
     load_before, start = load(), clock()
-    contest = _Contest(description, ways, inputs, precision, bounds, clock)
+    contest = _Contest(description, ways, inputs, precision, bounds, clock, attempts or Attempts())
     try:
         contest.ask_plain()
         for variant in _in_order(VARIANTS, precision):
@@ -143,7 +146,7 @@ def tune(
     finally:
         contest.close()
     disturbed = busy(spread, load_before, os.cpu_count() or 1)
-    return Tuning(tuple(contest.rows), contest.plain_speed, disturbed)
+    return Tuning(tuple(contest.rows), contest.plain_speed, disturbed, photos=inputs.photos)
 
 
 class _Contest:
@@ -157,6 +160,7 @@ class _Contest:
         precision: PrecisionSetting,
         bounds: Bounds,
         clock: Clock,
+        attempts: Attempts,
     ) -> None:
         self._description = description
         self._ways = ways
@@ -164,7 +168,9 @@ class _Contest:
         self._precision = precision
         self._bounds = bounds
         self._clock = clock
-        self._pixels = inputs.pixels if len(inputs.pixels) else noise(description, NOISE_PICTURES)
+        self._attempts = attempts
+        self._ends = clock() + bounds.seconds
+        self._pixels = inputs.pixels if len(inputs.pixels) else synthetic(description, MIN_FP32_PICTURES)
         self._plain = self._best = ways.open(PLAIN)
         self.rows: list[Row] = []
         self.plain_speed: Speed
@@ -172,9 +178,10 @@ class _Contest:
 
     def ask_plain(self) -> None:
         """What all others are compared with: its speed, and its answers to as many pictures as there is time for."""
-        self.plain_speed = measure(self._plain, self._description, self._bounds, self._clock)
-        until = self._clock() + self._bounds.seconds * REFERENCE_SHARE
-        self._answers = _answers(self._plain, self._pixels, until=until, clock=self._clock)
+        self.plain_speed = self._measured(self._plain)
+        until = min(self._clock() + self._bounds.seconds * REFERENCE_SHARE, self._ends)
+        batch = min(PARITY_BATCH, self.plain_speed.batch)
+        self._answers = answers(self._plain, self._pixels, batch, lambda: self._clock() >= until)
         self._pixels = self._pixels[: len(self._answers)]
         self.rows.append(Row(PLAIN.name, PLAIN.precision, "chosen", self.plain_speed))
 
@@ -188,6 +195,8 @@ class _Contest:
             row = replace(row, status="unavailable", reason=reason)
         elif row.reason:
             pass
+        elif self._attempts.fatal(variant.name):
+            row = replace(row, status="failed", reason=KILLED)
         elif hopeless := no_hope(variant, self.rows, wanted=self._wanted(row) > self._wanted(self._leader)):
             row = replace(row, status="slower", reason=hopeless)
         elif (left := ends - self._clock()) <= (needed := self._ways.seconds(variant)):
@@ -203,11 +212,12 @@ class _Contest:
         leader = self._leader
         batch = (leader.speed or self.plain_speed).batch
         both = [Contestant(self._plain, self.plain_speed.batch), Contestant(self._best, batch)]
+        turns = FINAL_TURNS if self._clock() < self._ends else 1
         if self._best is self._plain:
-            [self.plain_speed], spread = duel(both[:1], self._description, self._clock, turns=FINAL_TURNS)
+            [self.plain_speed], spread = duel(both[:1], self._description, self._clock, turns=turns)
             self._replace(leader, replace(leader, speed=self.plain_speed))
             return spread
-        [self.plain_speed, speed], spread = duel(both, self._description, self._clock, turns=FINAL_TURNS)
+        [self.plain_speed, speed], spread = duel(both, self._description, self._clock, turns=turns)
         plain = self.rows[0]
         if speed.rate < self.plain_speed.rate and self._wanted(leader) <= self._wanted(plain):
             self._replace(leader, replace(leader, status="slower", speed=speed, reason="slower when run in turns"))
@@ -228,16 +238,19 @@ class _Contest:
         return next(row for row in self.rows if row.status == "chosen")
 
     def _tried(self, variant: Variant, row: Row, left: float) -> Row:
-        try:
-            backend = self._ways.open(variant, seconds=left)
-        except ModelError as error:
-            return replace(row, status="failed", reason=str(error))
-        try:
-            judged = self._judged(backend, replace(row, status="chosen"))
-        except (ModelError, RuntimeError) as error:
-            judged = replace(row, status="failed", reason=str(error).strip().splitlines()[-1])
-        if judged.status != "chosen":
-            backend.close()
+        backend = None
+        with self._attempts.trying(variant.name):
+            try:
+                backend = self._ways.open(variant, seconds=left)
+                judged = self._judged(backend, replace(row, status="chosen"))
+            except Exception as error:
+                if failure(error) == "lost":
+                    raise
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                judged = replace(row, status="failed", reason=reason)
+        if backend is None or judged.status != "chosen":
+            if backend is not None:
+                backend.close()
             return judged
         if self._best is not self._plain:
             self._best.close()
@@ -245,16 +258,19 @@ class _Contest:
         self._replace(self._leader, replace(self._leader, status="slower"))
         return judged
 
+    def _measured(self, backend: Backend) -> Speed:
+        return measure(backend, self._description, self._bounds, self._clock, self._ends)
+
     def _judged(self, backend: Backend, row: Row) -> Row:
         """Measured, in turns with the best so far, and compared with the plain module's answers."""
         best = self._leader
-        row = replace(row, speed=measure(backend, self._description, self._bounds, self._clock))
+        row = replace(row, speed=self._measured(backend))
         if self._wanted(row) < self._wanted(best):
             return replace(row, status="slower", reason=f"{self._precision} was asked for")
         if self._wanted(row) == self._wanted(best) and not self._faster(backend, row):
             return replace(row, status="slower")
         output = self._description.output
-        scores = _answers(backend, self._pixels, batch=(row.speed or self.plain_speed).batch)  # as it will serve
+        scores = answers(backend, self._pixels, (row.speed or self.plain_speed).batch)  # as it will serve
         parity = compare(self._answers, scores, kind=output.kind, threshold=output.threshold)
         reasons = reasons_against(parity, row.precision)
         return replace(row, status="refused" if reasons else "chosen", parity=parity, reason="; ".join(reasons))
@@ -304,20 +320,3 @@ def _in_order(variants: Iterable[Variant], precision: PrecisionSetting) -> list[
     """Without the plain one; the most promising first, in case that the time is short, what is compiled last."""
     allowed = [v for v in variants if v is not PLAIN and (precision == "auto" or v.precision in (precision, "fp32"))]
     return sorted(allowed, key=lambda v: (_ENGINES.index(v.engine), v.engine == "inductor" and v.precision == "fp32"))
-
-
-def _answers(
-    backend: Backend,
-    pixels: NDArray[np.uint8],
-    *,
-    batch: int = PARITY_BATCH,
-    until: float | None = None,
-    clock: Clock = time.monotonic,
-) -> Scores:
-    """Scores [pictures, classes], of as many pictures as there is time for."""
-    parts: list[Scores] = []
-    for first in range(0, len(pixels), batch):
-        if until is not None and parts and clock() >= until:
-            break
-        parts.append(backend.run(pixels[first : first + batch]))
-    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)

@@ -17,12 +17,12 @@ from typing import Any, Final
 import structlog
 
 from classifleet.worker.models._identity import device_identity, version
-from classifleet.worker.models.description import ModelDescription
+from classifleet.worker.models.description import DIGEST_LENGTH, ModelDescription
 from classifleet.worker.models.measuring import Speed
 from classifleet.worker.models.parity import Parity
 from classifleet.worker.models.tuning import Row, Split, Tuning
 
-CACHE_VERSION: Final = 2
+CACHE_VERSION: Final = 3
 _PACKAGES: Final = ("classifleet", "torch", "openvino")
 log = structlog.get_logger(__name__)
 
@@ -31,13 +31,12 @@ def cache_file(folder: Path, description: ModelDescription, device: str, asked: 
     """Where the outcome lies for this model, on this device, for what was asked (settings by name)."""
     depends_on = {
         "v": CACHE_VERSION,
-        "model": description.sha256,
-        "preprocess": description.preprocess.digest,
+        "model": description.model_dump(mode="json", include={"sha256", "input", "preprocess", "output", "batch"}),
         "device": device_identity(device),
         "versions": {name: version(name) for name in _PACKAGES},
         "asked": dict(asked),
     }
-    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=str).encode()).hexdigest()[:DIGEST_LENGTH]
     return folder / f"{description.name}-{description.version}-{digest}.json"
 
 
@@ -73,6 +72,7 @@ def _tuning(fields: dict[str, Any]) -> Tuning:
         tries=int(fields["tries"]),
         split=Split(**fields["split"]) if fields["split"] else None,
         splits=tuple(Split(**split) for split in fields["splits"]),
+        photos=int(fields["photos"]),
     )
     if [row.status for row in tuning.rows].count("chosen") != 1:
         raise ValueError("not exactly one variant is chosen")

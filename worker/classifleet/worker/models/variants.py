@@ -10,13 +10,15 @@ import torch
 
 from classifleet.config.errors import ModelError
 from classifleet.worker.models import _inductor, _openvino
-from classifleet.worker.models._graphs import GraphedBackend
+from classifleet.worker.models._graphs import GraphedBackend, OnDevice
 from classifleet.worker.models._packages import Packages, package_name
 from classifleet.worker.models._torch import Recipe, TorchScriptBackend
 from classifleet.worker.models.backend import Backend
 from classifleet.worker.models.description import ModelDescription
+from classifleet.worker.models.golden_inputs import few_pictures
 from classifleet.worker.models.parity import Precision
 from classifleet.worker.models.repository import ModelNotFound, Repository
+from classifleet.worker.models.staging import StagedBackend
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +45,25 @@ class Variant:
         return self.name.partition("/")[0]
 
 
-_HALF: Final = Recipe(freeze=True, channels_last=True, convert="fp16")
+_FP16: Final = Recipe(freeze=True, channels_last=True, convert="fp16")
+_BF16: Final = Recipe(freeze=True, channels_last=True, convert="bf16")
+_AUTOCAST_FP16: Final = Recipe(channels_last=True, autocast="fp16")
+_AUTOCAST_BF16: Final = Recipe(channels_last=True, autocast="bf16")
 PLAIN: Final = Variant("torchscript", "fp32", ("cpu", "cuda"), Recipe())
 VARIANTS: Final = (
     PLAIN,
     Variant("torchscript/frozen", "fp32", ("cpu", "cuda"), Recipe(freeze=True)),
     Variant("torchscript/channels_last", "fp32", ("cpu",), Recipe(freeze=True, channels_last=True)),
     Variant("torchscript/optimized", "fp32", ("cpu",), Recipe(freeze=True, channels_last=True, optimize=True)),
-    Variant("torchscript/bf16", "bf16", ("cpu", "cuda"), Recipe(freeze=True, channels_last=True, convert="bf16")),
-    Variant("torchscript/autocast_bf16", "bf16", ("cpu", "cuda"), Recipe(channels_last=True, autocast="bf16")),
-    Variant("torchscript/fp16", "fp16", ("cuda",), _HALF),
-    Variant("torchscript/autocast_fp16", "fp16", ("cuda",), Recipe(channels_last=True, autocast="fp16")),
+    Variant("torchscript/bf16", "bf16", ("cpu", "cuda"), _BF16),
+    Variant("torchscript/autocast_bf16", "bf16", ("cpu", "cuda"), _AUTOCAST_BF16),
+    Variant("torchscript/fp16", "fp16", ("cuda",), _FP16),
+    Variant("torchscript/autocast_fp16", "fp16", ("cuda",), _AUTOCAST_FP16),
     Variant("torchscript/frozen+graphs", "fp32", ("cuda",), Recipe(freeze=True), graphs=True),
-    Variant("torchscript/fp16+graphs", "fp16", ("cuda",), _HALF, graphs=True),
+    Variant("torchscript/fp16+graphs", "fp16", ("cuda",), _FP16, graphs=True),
+    Variant("torchscript/bf16+graphs", "bf16", ("cuda",), _BF16, graphs=True),  # for what overflows in fp16
+    Variant("torchscript/autocast_fp16+graphs", "fp16", ("cuda",), _AUTOCAST_FP16, graphs=True),
+    Variant("torchscript/autocast_bf16+graphs", "bf16", ("cuda",), _AUTOCAST_BF16, graphs=True),
     Variant("openvino/fp32", "fp32", ("cpu",)),
     Variant("openvino/bf16", "bf16", ("cpu",)),
     Variant("inductor/fp32", "fp32", ("cpu", "cuda")),
@@ -119,13 +127,18 @@ class Ways:
         backend = TorchScriptBackend(
             self.description, self.path, self.device, threads, recipe=variant.recipe, name=variant.name
         )
-        return GraphedBackend(backend, self.description) if variant.graphs else backend
+        return _staged(GraphedBackend(backend, self.description) if variant.graphs else backend, self.description)
 
     def _kept(self, variant: Variant) -> bool:
         """Whether it is compiled already: then no compiler is needed."""
         if variant.engine != "inductor" or self.device.partition(":")[0] not in variant.devices:
             return False
         return self.packages.has(package_name(self.description, self.device, variant.precision))
+
+
+def _staged(backend: OnDevice, description: ModelDescription) -> Backend:
+    """What a CPU computes lies where it is computed already."""
+    return backend if backend.device.type == "cpu" else StagedBackend(backend, description)
 
 
 def available(variant: Variant, device: str) -> str:
@@ -165,7 +178,8 @@ def load_backend(
     key = repository.resolve(reference)
     description, path = repository.describe(key), repository.model_file(key)
     if variant is None:
-        return TorchScriptBackend(description, path, device, threads)
+        pictures = few_pictures(description, repository.folder(key))
+        return _staged(TorchScriptBackend(description, path, device, threads, pictures=pictures), description)
     if variant not in BY_NAME:
         raise ModelNotFound(f"there is no variant {variant!r}; there are: {', '.join(BY_NAME)}")
     if device == "auto":
