@@ -49,3 +49,10 @@ def gif(canvas: tuple[int, int], frame: tuple[int, int, int, int], **options) ->
 
 def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(depth: int, color_type: int, row: bytes, width: int, *chunks: bytes, rows: int = 1) -> bytes:
+    """A PNG of equal rows, with these chunks before its pixels."""
+    head = struct.pack(">IIBBBBB", width, rows, depth, color_type, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress((b"\0" + row) * rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(chunks) + body + chunk(b"IEND", b"")

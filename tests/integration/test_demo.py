@@ -1,9 +1,12 @@
 """`classifleet demo`: something a person is glad to see, and nothing left behind."""
 
 import json
+import socket
 
 import pytest
 
+from classifleet.producer import ErrorCode
+from classifleet.producer.cli import _demo_stage
 from tests.cli_support import CTRL_C, OnTerminal, is_alive, started
 from tests.support import wait_until
 from tests.support.services import s3_executable
@@ -34,6 +37,18 @@ def test_it_shows_every_way_and_where_the_results_are(tmp_path, monkeypatch):
     assert manifest["images"]["ok"] == IMAGES
     assert "classifleet_images_total" in (job / "metrics.txt").read_text()
     assert str(job) in "".join(ended.out.split())
+
+
+def test_its_worker_reaches_the_demos_own_web_server_and_no_other_port(tmp_path, monkeypatch):
+    monkeypatch.setattr(_demo_stage, "weed_binary", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as other, _demo_stage.set_the_stage(tmp_path, ["nsfw"]) as stage:
+        other.setblocking(False)
+        webs = (stage.web, f"http://127.0.0.1:{other.getsockname()[1]}")
+        own, elsewhere = (stage.fleet.submit(f"{web}/{stage.photos[0].name}", models="nsfw") for web in webs)
+        assert own.result(60).ok
+        assert elsewhere.result(60).error.code is ErrorCode.FORBIDDEN_ADDRESS
+        with pytest.raises(BlockingIOError):  # nobody has called
+            other.accept()
 
 
 def test_ctrl_c_leaves_no_process(tmp_path):

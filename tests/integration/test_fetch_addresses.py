@@ -1,4 +1,7 @@
-"""Where the http(s) client goes: forbidden servers on the loopback count every connection, and must count none."""
+"""Where the http(s) client goes: forbidden servers on the loopback count every connection, and must count none.
+
+Their ports are open to all public addresses, so that nothing but the address keeps the client away.
+"""
 
 import asyncio
 
@@ -20,6 +23,11 @@ from tests.support.web import (
 )
 
 # Addresses
+
+
+def near(site, *allow, **settings):
+    """A fetcher that may dial the site's port wherever it may dial at all."""
+    return fetching(*allow, http_ports=[site.port], **settings)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +68,8 @@ from tests.support.web import (
     ],
 )
 def test_no_spelling_of_a_forbidden_address_is_dialled(host):
-    """The port is open for another address, so that the address alone decides."""
-
     async def scenario():
-        async with serve(hosts=EVERYWHERE) as site, fetching(f"127.0.0.2:{site.port}") as fetcher:
+        async with serve(hosts=EVERYWHERE) as site, near(site, f"127.0.0.2:{site.port}") as fetcher:
             assert await get(fetcher, site.url(host="127.0.0.2")) == IMAGE  # the server is there
             error = await failure(fetcher, site.url(host=host))
             # Names that no resolver knows cannot be fetched either.
@@ -77,7 +83,7 @@ def test_no_spelling_of_a_forbidden_address_is_dialled(host):
 @pytest.mark.parametrize("url", ["http://localhost:{}/", "http://[::1]:{}/", "http://127.0.0.1:{}/"])
 def test_without_settings_nothing_near_is_reached(url):
     async def scenario():
-        async with serve(hosts=EVERYWHERE) as site, fetching() as fetcher:
+        async with serve(hosts=EVERYWHERE) as site, near(site) as fetcher:
             assert (await failure(fetcher, url.format(site.port))).code is ErrorCode.FORBIDDEN_ADDRESS
             assert site.connections == 0
 
@@ -86,7 +92,7 @@ def test_without_settings_nothing_near_is_reached(url):
 
 def test_an_allowed_host_is_allowed_under_that_name_alone():
     async def scenario():
-        async with serve() as site, fetching(f"localhost:{site.port}") as fetcher:
+        async with serve() as site, near(site, f"localhost:{site.port}") as fetcher:
             assert await get(fetcher, site.url(host="LocalHost")) == IMAGE
             assert (await failure(fetcher, site.url())).code is ErrorCode.FORBIDDEN_ADDRESS
             assert site.connections == 1
@@ -98,8 +104,8 @@ def test_an_allowed_host_does_not_open_its_address_to_other_names():
     """Both names lead to one address at one time; the guard knows which request a socket is for."""
 
     async def scenario():
-        async with serve() as site, fetching(f"good.example:{site.port}", f"127.0.0.9:{site.port}",
-                                             getaddrinfo=answers([LOOPBACK])) as fetcher:  # fmt: skip
+        async with serve() as site, near(site, f"good.example:{site.port}", f"127.0.0.9:{site.port}",
+                                         getaddrinfo=answers([LOOPBACK])) as fetcher:  # fmt: skip
             jobs = [get(fetcher, site.url(host=host)) for host in ("good.example", "evil.example") * 8]
             results = await asyncio.gather(*jobs, return_exceptions=True)
             assert results[::2] == [IMAGE] * 8
@@ -117,7 +123,7 @@ def test_a_name_with_one_forbidden_address_among_good_ones_is_refused(others, fi
     async def scenario():
         async with (
             serve(hosts=EVERYWHERE) as site,
-            fetching(f"127.0.0.2:{site.port}", getaddrinfo=answers(mixed)) as fetcher,
+            near(site, f"127.0.0.2:{site.port}", getaddrinfo=answers(mixed)) as fetcher,
         ):
             error = await failure(fetcher, site.url(host="mixed.example"))
             assert error.code is ErrorCode.FORBIDDEN_ADDRESS
@@ -168,7 +174,7 @@ def test_the_guard_holds_even_if_the_resolver_lets_everything_through(addresses,
     async def scenario():
         async with (
             serve(hosts=EVERYWHERE) as site,
-            fetching(f"127.0.0.2:{site.port}", getaddrinfo=answers(addresses)) as fetcher,
+            near(site, f"127.0.0.2:{site.port}", getaddrinfo=answers(addresses)) as fetcher,
         ):
             assert (await failure(fetcher, site.url(host="evil.example"))).code is ErrorCode.FORBIDDEN_ADDRESS
             assert (site.connections, dialled) == (0, [])
@@ -256,7 +262,8 @@ def test_a_redirect_to_anything_else_is_refused(location, code):
 
             async with serve(handler, hosts=["127.0.0.2"]) as site:
                 ports = (site.port, other.port, forbidden.port)
-                async with fetching(*(f"127.0.0.2:{port}" for port in ports)) as fetcher:
+                allow = [f"127.0.0.2:{port}" for port in ports]
+                async with fetching(*allow, http_ports=[80, 443, *ports]) as fetcher:
                     assert (await failure(fetcher, site.url("/moved", "127.0.0.2"))).code is code
                     assert (forbidden.connections, other.connections) == (0, 0)
                     assert len(site.requests) == (6 if location == "/moved" else 1)
@@ -279,7 +286,11 @@ def test_each_hop_is_looked_up_and_checked_by_itself(redirect, code):
 
             async with (
                 serve(handler) as site,
-                fetching(f"good.example:{site.port}", getaddrinfo=answers([LOOPBACK])) as fetcher,
+                fetching(
+                    f"good.example:{site.port}",
+                    getaddrinfo=answers([LOOPBACK]),
+                    http_ports=[site.port, forbidden.port],
+                ) as fetcher,
             ):
                 error = await failure(fetcher, site.url(host="good.example"))
                 assert error.code is (code or ErrorCode.FORBIDDEN_ADDRESS)
@@ -317,7 +328,7 @@ def test_each_hop_is_looked_up_and_checked_by_itself(redirect, code):
 )
 def test_no_trick_in_a_url_reaches_a_forbidden_server(reference):
     async def scenario():
-        async with serve(hosts=EVERYWHERE) as site, fetching(f"127.0.0.2:{site.port}") as fetcher:
+        async with serve(hosts=EVERYWHERE) as site, near(site, f"127.0.0.2:{site.port}") as fetcher:
             with pytest.raises(ImageError):
                 await get(fetcher, reference.format(host=LOOPBACK, port=site.port))
             assert site.connections == 0
@@ -327,7 +338,7 @@ def test_no_trick_in_a_url_reaches_a_forbidden_server(reference):
 
 def test_a_denied_host_is_not_reached_even_if_it_is_allowed():
     async def scenario():
-        async with serve() as site, fetching(f"localhost:{site.port}", http_deny=["localhost"]) as fetcher:
+        async with serve() as site, near(site, f"localhost:{site.port}", http_deny=["localhost"]) as fetcher:
             error = await failure(fetcher, site.url(host="localhost"))
             assert error.code is ErrorCode.FORBIDDEN_ADDRESS
             assert site.connections == 0

@@ -1,6 +1,7 @@
 """What costs more to parse than to send is cut off early, and not at the deadline."""
 
 import asyncio
+import gzip
 import re
 
 import pytest
@@ -69,5 +70,20 @@ def test_small_chunks_are_fine_if_they_are_few():
     async def scenario():
         async with serve(handler) as site, fetching(f"{LOOPBACK}:{site.port}") as fetcher:
             assert await get(fetcher, site.url()) == b"tiny" * 300
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_inflated(monkeypatch):
+    """Not even if compressed answers were taken: 8 MiB of zeros stay as they came."""
+    monkeypatch.setattr("classifleet.worker.ingest.http.require_accepted", lambda *_: None)
+    packed = gzip.compress(bytes(8 << 20))
+
+    async def handler(_):
+        return web.Response(body=packed, headers={"Content-Encoding": "gzip"})
+
+    async def scenario():
+        async with serve(handler) as site, fetching(f"{LOOPBACK}:{site.port}") as fetcher:
+            assert await get(fetcher, site.url()) == packed
 
     asyncio.run(scenario())

@@ -8,13 +8,15 @@ import pytest
 from aiohttp import web
 
 from classifleet.config import ErrorCode, Settings
-from classifleet.worker.ingest import Fetcher
+from classifleet.worker.ingest import AddressPolicy, Fetcher
 from classifleet.worker.ingest.memory import MemoryBudget
+from classifleet.worker.ingest.resolver import CheckedResolver
 from tests.support.waiting import wait_until_async
 from tests.support.web import (
     IMAGE,
     LOOPBACK,
     NEVER_SECONDS,
+    PUBLIC,
     answers,
     failure,
     fetching,
@@ -228,6 +230,68 @@ def test_slow_names_do_not_keep_other_names_waiting(monkeypatch):
                 assert sorted(set(asked)) == sorted(asked)  # none twice at one time
             finally:
                 release.set()
+
+    asyncio.run(scenario())
+
+
+def test_an_attack_on_names_does_not_outlive_itself(monkeypatch):
+    """Names that were given up before their lookup began are never looked up; names that others wait for, at once."""
+    for name, value in {"DNS_THREADS": 2, "SLOW_DNS_THREADS": 2, "LOOKUP_SECONDS": 0.3}.items():
+        monkeypatch.setattr(f"classifleet.worker.ingest.resolver.{name}", value)
+    release, asked = threading.Event(), []
+
+    def getaddrinfo(host, port, **_):
+        asked.append(host)
+        if host.startswith("slow"):
+            release.wait(NEVER_SECONDS)
+        return answers([LOOPBACK])(host, port)
+
+    async def scenario():
+        async with serve() as site, fetching(f"{LOOPBACK}:{site.port}", getaddrinfo=getaddrinfo) as fetcher:
+            try:
+                flood = [failure(fetcher, site.url(host=f"slow{n}.example")) for n in range(60)]
+                assert {error.code for error in await asyncio.gather(*flood)} == {ErrorCode.FETCH_TIMEOUT}
+                assert len(asked) <= 4
+                failures = [await failure(fetcher, site.url(host="again.example")) for _ in range(2)]
+                assert {error.code for error in failures} == {ErrorCode.FETCH_TIMEOUT}
+            finally:
+                release.set()
+            assert await get(fetcher, site.url(host="again.example")) == IMAGE
+            assert len(asked) <= 5
+
+    asyncio.run(scenario())
+
+
+def test_a_lookup_goes_on_while_anybody_waits_for_it(monkeypatch):
+    """And who comes after the last has left begins a new one."""
+    for name, value in {"DNS_THREADS": 1, "SLOW_DNS_THREADS": 1}.items():
+        monkeypatch.setattr(f"classifleet.worker.ingest.resolver.{name}", value)
+    release, asked = threading.Event(), []
+
+    def getaddrinfo(host, port, **_):
+        asked.append(host)
+        if host.startswith("slow"):
+            release.wait(NEVER_SECONDS)
+        return answers([PUBLIC])(host, port)
+
+    async def scenario():
+        resolver = CheckedResolver(AddressPolicy(), getaddrinfo)
+        try:
+            slow = [asyncio.create_task(resolver.resolve(f"slow{n}.example", 80)) for n in range(2)]
+            await wait_until_async(lambda: len(asked) == 2, "all threads are taken", 10)
+            impatient, patient = (asyncio.create_task(resolver.resolve("shared.example", 80)) for _ in range(2))
+            lonely = asyncio.create_task(resolver.resolve("lonely.example", 80))
+            await asyncio.sleep(0)
+            for task in (impatient, lonely):
+                task.cancel()
+            await asyncio.gather(impatient, lonely, return_exceptions=True)
+            late = asyncio.create_task(resolver.resolve("lonely.example", 80))
+            release.set()
+            for task in (patient, late, *slow):
+                assert [found["host"] for found in await task] == [PUBLIC]
+        finally:
+            release.set()
+            await resolver.close()
 
     asyncio.run(scenario())
 

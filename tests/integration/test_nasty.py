@@ -66,7 +66,8 @@ def test_every_nasty_file_is_one_record(worker: Worker, request: pytest.FixtureR
     assert all("\n" not in result.error.message for result in results if result.error)
     assert sum(result.ok for result in results) > 300
     assert any(result.image.truncated for result in results if result.image)
-    assert max(result.timings.get("decode", 0) for result in results) < SLOWEST_SECONDS
+    decoded = [result for result in results if result.ok or result.error.code is not ErrorCode.TOO_LARGE]
+    assert max(result.timings["decode"] for result in decoded) < SLOWEST_SECONDS  # failed ones, too
     assert_untouched(worker, pid, before)
 
 

@@ -13,13 +13,16 @@ import redis
 from PIL import Image
 
 from classifleet.producer import ErrorCode, Fleet, Job
+from tests.chaos.hostile import harmful
 from tests.support import RedisServer, wait_until
 from tests.support.fleet import Worker, start_worker
 from tests.support.rigged_worker import MAGENTA
 from tests.support.tiny import MODEL, add_tiny
 
 RIGGED = (sys.executable, "-m", "tests.support.rigged_worker", "worker")
-DEATHS = 3  # two that make its chunk suspect, and the one alone
+DECODER = (sys.executable, "-m", "tests.chaos.saboteur", "decoder")
+SUSPECT_DEATHS = 2
+DEATHS = SUSPECT_DEATHS + 1  # and the one alone
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +49,13 @@ def outcome(worker: Worker, jobs: list[Job]) -> str:
     return "done" if all(job.progress().state == "done" for job in jobs) else ""
 
 
-def finish_with_restarts(broker: str, settings: dict[str, str], log: Path, jobs: list[Job]) -> int:
+def finish_with_restarts(
+    broker: str, settings: dict[str, str], log: Path, jobs: list[Job], command: tuple[str, ...] = RIGGED
+) -> int:
     """Start a worker again whenever it dies, as Kubernetes does; how often it died."""
     deaths = 0
     while True:
-        with start_worker(broker, log, settings=settings, command=RIGGED, wait=False) as worker:
+        with start_worker(broker, log, settings=settings, command=command, wait=False) as worker:
             died = wait_until(partial(outcome, worker, jobs), "the jobs to end, or the worker", 60) == "died"
         if not died:
             return deaths
@@ -85,3 +90,20 @@ def test_only_the_image_that_kills_is_poison(broker: str, tiny: Path, tmp_path: 
         assert json.loads(letter[b"letter"])["item"] == {"id": "i6", "ref": killer}
         ended = [json.loads(line)["ended"] for line in letter[b"history"].decode().splitlines()]
         assert ended == ["died"] * DEATHS
+
+
+def test_the_sandbox_dies_in_the_place_of_the_third_worker(broker: str, tiny: Path, tmp_path: Path) -> None:
+    """A decoder that segfaults: two workers die of it, and then a process that decodes this image alone."""
+    folder = tmp_path / "images"
+    grey = paint(folder, "grey", (90, 90, 90))
+    (folder / "killer.png").write_bytes(harmful((folder / "grey.png").read_bytes(), "segfault"))
+    settings = {"MODEL_REPOSITORY": str(tiny), "FILE_ROOTS": str(folder), "LEASE_SECONDS": "1"}
+    with Fleet(broker, chunk_size=4) as fleet:
+        items = [(f"i{n}", f"file://{folder}/killer.png" if n == 2 else grey) for n in range(4)]
+        guilty = fleet.submit_many(items, models=MODEL)
+        log = tmp_path / "worker.log"
+        assert finish_with_restarts(broker, settings, log, [guilty], DECODER) == SUSPECT_DEATHS
+        results = {result.id: result for result in guilty.results()}
+    assert [name for name, result in results.items() if not result.ok] == ["i2"]
+    assert results["i2"].error.code is ErrorCode.POISON
+    assert "SIGSEGV" in results["i2"].error.message

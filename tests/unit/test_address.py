@@ -1,13 +1,14 @@
 import random
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
-from AntiSSRF import AntiSSRFPolicy, PolicyConfigOptions
+from AntiSSRF import AntiSSRFPolicy, IPAddressRanges, PolicyConfigOptions
 from hypothesis import given
 from hypothesis import strategies as st
 from ssrfguard import DEFAULT_DENIED
 
 from classifleet.config.errors import SettingsError
+from classifleet.worker.ingest import address as table
 from classifleet.worker.ingest.address import forbidden_reason, odd_notation
 from classifleet.worker.ingest.policy import AddressPolicy
 
@@ -201,36 +202,25 @@ def test_other_ports_of_public_addresses_by_setting():
 # Against two other libraries: where we differ, we are the stricter
 
 MICROSOFT = AntiSSRFPolicy(PolicyConfigOptions.EXTERNAL_ONLY_LATEST)
-# The edges of every network that either of the three knows, and addresses anywhere.
-EDGES = sorted(
-    {
-        edge
-        for block in DEFAULT_DENIED.blocks
-        for edge in (
-            int(block.network[0]) - 1,
-            int(block.network[0]),
-            int(block.network[-1]),
-            int(block.network[-1]) + 1,
-        )
-        if block.network.version == 4 and 0 <= edge < 2**32
-    }
-)
-EDGES_SIX = sorted(
-    {
-        edge
-        for block in DEFAULT_DENIED.blocks
-        for edge in (
-            int(block.network[0]) - 1,
-            int(block.network[0]),
-            int(block.network[-1]),
-            int(block.network[-1]) + 1,
-        )
-        if block.network.version == 6 and 0 <= edge < 2**128
-    }
-)
+NETWORKS = {
+    *(block.network for block in DEFAULT_DENIED.blocks),
+    *map(ip_network, IPAddressRanges.recommended_latest),
+    *(network for network, _ in (*table._DENIED_IPV4, *table._DENIED_IPV6)),
+    table._UNICAST_IPV6,
+}
+
+
+def edges(network):
+    """The addresses at both ends of a network, inside and outside."""
+    first, last = int(network[0]), int(network[-1])
+    around = (first - 1, first, last, last + 1)
+    return {type(network[0])(number) for number in around if 0 <= number < 2**network.max_prefixlen}
+
+
+# The edges of every network that any of the three knows, and addresses anywhere.
+EDGES = sorted(set().union(*map(edges, NETWORKS)), key=lambda edge: (edge.version, edge))
 ANY_ADDRESS = (
-    st.sampled_from(EDGES).map(IPv4Address)
-    | st.sampled_from(EDGES_SIX).map(IPv6Address)
+    st.sampled_from(EDGES)
     | st.integers(0, 2**32 - 1).map(IPv4Address)
     | st.integers(0, 2**128 - 1).map(IPv6Address)
     | st.integers(2**125, 2**126 - 1).map(IPv6Address)
@@ -245,13 +235,18 @@ def others_forbid(address):
     )
 
 
+@pytest.mark.parametrize("text", ["127.0.0.1", "::1", "10.1.2.3", "169.254.169.254", "fd00::1", "224.0.0.1"])
+def test_both_others_are_at_work(text):
+    assert others_forbid(ip_address(text)) == (True, True)
+
+
 @given(ANY_ADDRESS)
 def test_whatever_another_library_forbids_is_forbidden(address):
     if any(others_forbid(address)):
         assert forbidden_reason(address), address
 
 
-@pytest.mark.parametrize("edge", [*map(IPv4Address, EDGES), *map(IPv6Address, EDGES_SIX)], ids=str)
+@pytest.mark.parametrize("edge", EDGES, ids=str)
 def test_at_the_edges_of_every_special_network_we_are_never_laxer(edge):
     if any(others_forbid(edge)):
         assert forbidden_reason(edge)

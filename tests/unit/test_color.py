@@ -117,8 +117,8 @@ def test_a_table_of_colours_is_never_ordinary():
     from classifleet.worker import color
 
     plain = profile()
-    assert color._study(plain, "RGB") is None
-    assert color._study(plain + b"A2B0", "RGB") is not None
+    assert color._study(plain, "RGB").change is None
+    assert color._study(plain + b"A2B0", "RGB").change is not None
 
 
 def test_what_will_be_torn_apart_is_not_averaged_before():
@@ -138,7 +138,52 @@ def test_a_broken_or_unfitting_profile_is_no_profile(broken):
     assert np.array_equal(pixels(encode(image, "PNG", icc_profile=broken)), np.asarray(image))
 
 
-# gamma
+@pytest.mark.parametrize("broken", [b"", profile()[:150], profile(space=b"GRAY")])
+def test_behind_a_broken_profile_the_gamma_counts(broken):
+    data = with_chunk(encode(Image.new("RGB", (4, 4), (40,) * 3), "PNG", icc_profile=broken), *LINEAR)
+    assert np.abs(pixels(data) - 110).max() <= 1
+
+
+# gamma and primaries
+
+LINEAR = (b"gAMA", struct.pack(">I", 100_000))
+WHITE, R, G, B = (0.3127, 0.329), (0.64, 0.33), (0.3, 0.6), (0.15, 0.06)
+
+
+def primaries(*chromaticities: tuple[float, float], exponent: float | None = 0.45455) -> bytes:
+    """A PNG with white, red, green and blue."""
+    data = encode(noise(60, 40), "PNG") if exponent is None else gamma(exponent, noise(60, 40))
+    return with_chunk(
+        data, b"cHRM", struct.pack(">8I", *(round(x * 100_000) for pair in chromaticities for x in pair))
+    )
+
+
+@pytest.mark.parametrize("swapped", [(B, G, R), (G, R, B), (R, B, G), (G, B, R)])
+def test_primaries_that_swap_colours_are_refused(swapped):
+    with pytest.raises(ImageError, match="cHRM") as caught:
+        decode(primaries(WHITE, *swapped))
+    assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT
+    image = np.asarray(noise(60, 40))
+    assert np.array_equal(pixels(primaries(WHITE, *swapped, exponent=None)), image)  # as in browsers: not alone
+    assert np.array_equal(pixels(with_chunk(primaries(WHITE, *swapped), b"sRGB", b"\0")), image)
+
+
+@pytest.mark.parametrize(
+    "ordinary",
+    [
+        (WHITE, R, G, B),
+        (WHITE, (0.68, 0.32), (0.265, 0.69), B),
+        (WHITE, R, (0.21, 0.71), B),
+        (WHITE, (0.708, 0.292), (0.17, 0.797), (0.131, 0.046)),
+        ((0.3457, 0.3585), (0.7347, 0.2653), (0.1596, 0.8404), (0.0366, 0.0001)),
+        ((0.31, 0.316), (0.67, 0.33), (0.21, 0.71), (0.14, 0.08)),
+        ((0.0, 0.0),) * 4,
+        (WHITE, R, R, R),
+    ],
+    ids=["sRGB", "P3", "Adobe", "BT.2020", "ProPhoto", "NTSC", "zeros", "one colour"],
+)
+def test_ordinary_and_meaningless_primaries_are_not_applied(ordinary):
+    assert np.array_equal(pixels(primaries(*ordinary)), np.asarray(noise(60, 40)))
 
 
 @pytest.mark.parametrize("exponent", [0.45455, 0.5, 0.55556, 0.0])
@@ -180,7 +225,25 @@ def test_hdr_is_refused_in_words(code):
     assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT
 
 
-# CMYK
+# CMYK and YCCK
+
+
+@pytest.mark.parametrize(
+    ("transform", "samples", "seen"),
+    [
+        (0, (255, 0, 0, 255), (255, 0, 0)),
+        (0, (179, 171, 0, 255), (179, 171, 0)),
+        (2, (179, 171, 0, 255), (255, 0, 0)),  # Y, Cb, Cr of cyan, the complement of what is seen
+        (2, (0, 128, 128, 255), (255, 255, 255)),
+        (2, (255, 128, 128, 255), (0, 0, 0)),
+        (2, (0, 128, 128, 0), (0, 0, 0)),
+    ],
+)
+def test_the_adobe_marker_tells_ycck_from_cmyk(transform, samples, seen):
+    image = Image.new("CMYK", (16, 16), tuple(255 - sample for sample in samples))  # Pillow writes them inverted
+    data = encode(image, "JPEG", quality=100)
+    at = data.index(b"Adobe") + 11
+    assert np.abs(pixels(data[:at] + bytes([transform]) + data[at + 1 :])[8, 8] - seen).max() <= 3
 
 
 def test_cmyk_is_inverted_as_browsers_do():

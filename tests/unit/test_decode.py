@@ -6,7 +6,6 @@ import io
 import struct
 import threading
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,7 +14,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from classifleet.config.errors import ErrorCode
 from classifleet.worker.decode import decode
-from tests.decode_support import IMAGENET, ORIENTATION, RED, chunk, gif, pixels, prepared, refusal
+from tests.decode_support import IMAGENET, ORIENTATION, RED, chunk, gif, pixels, png, prepared, refusal
 from tests.models_support import encode, noise, spec
 
 # formats
@@ -85,12 +84,6 @@ def test_sixteen_bit_grey_with_a_transparent_level():
     Image.fromarray(np.array([[0, 65_535]], np.uint16)).save(file, "PNG", transparency=0)
     background = spec(resize="stretch", resize_size=8, background=[9, 8, 7])
     assert pixels(file.getvalue(), targets=[background])[0].tolist() == [[9, 8, 7], [255, 255, 255]]
-
-
-def png(depth: int, color_type: int, row: bytes, width: int, *chunks: bytes) -> bytes:
-    head = struct.pack(">IIBBBBB", width, 1, depth, color_type, 0, 0, 0)
-    body = chunk(b"IDAT", zlib.compress(b"\0" + row))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(chunks) + body + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])

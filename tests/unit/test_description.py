@@ -76,6 +76,7 @@ def test_buckets_default_to_powers_of_two(largest, buckets):
         ({"preprocess__resize": "shortest_edge_crop"}, "resize_size must be one number"),
         ({"preprocess__resize": "shortest_edge_crop", "preprocess__resize_size": 9}, "crop_size is missing"),
         ({"preprocess__resize": "letterbox", "preprocess__crop_size": [8, 8]}, "crop_size has no meaning"),
+        ({"preprocess__interpolation": "bicubic", "preprocess__antialias": False}, "bicubic without antialias"),
         ({"preprocess__crop_size": [9, 8]}, "crop_size [9, 8] does not fit into resize_size"),
         ({"batch": {"max": 8, "buckets": [1, 4]}}, "buckets [1, 4] must rise, and end with max (8)"),
         ({"batch": {"max": 8, "buckets": [4, 1, 8]}}, "must rise"),

@@ -159,6 +159,7 @@ def test_one_corrupt_image_among_63_good_ones(run: Any) -> None:
     failed = [record for record in records if record["status"] != "ok"]
     assert [(record["id"], record["error"]["code"]) for record in failed] == [("31", "undecodable")]
     assert failed[0]["models"] == {}
+    assert failed[0]["timings_ms"]["decode"] > 0
 
 
 @pytest.mark.parametrize(

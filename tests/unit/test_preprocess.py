@@ -51,21 +51,23 @@ def test_bicubic_overshoots_in_torchvisions_order(size):
 
 
 @pytest.mark.parametrize("name", PHOTOS)
-def test_stretch_and_crop_equals_torchvision(name):
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
+def test_stretch_and_crop_equals_torchvision(name, kernel):
     image = photo(name)
-    reference = v2.Compose([v2.Resize((256, 320), antialias=True), v2.CenterCrop((224, 288))])(to_tensor(image))
-    assert_alike(
-        preprocess(Picture(image), spec(resize="stretch", resize_size=[256, 320], crop_size=[224, 288])), reference
-    )
+    resize = v2.Resize((256, 320), interpolation=v2.InterpolationMode(kernel), antialias=True)
+    chosen = spec(resize="stretch", resize_size=[256, 320], crop_size=[224, 288], interpolation=kernel)
+    assert_alike(preprocess(Picture(image), chosen), v2.CenterCrop((224, 288))(resize(to_tensor(image))))
 
 
 @pytest.mark.parametrize("name", PHOTOS)
-def test_letterbox_equals_torchvision(name):
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
+def test_letterbox_equals_torchvision(name, kernel):
     image = photo(name)
-    chosen = spec(resize="letterbox", resize_size=[320, 256], pad_color=[114, 115, 116])
+    chosen = spec(resize="letterbox", resize_size=[320, 256], pad_color=[114, 115, 116], interpolation=kernel)
     width, height = scaled_size(image.size, chosen)
     assert width == 256 or height == 320
-    inner = v2.functional.resize(to_tensor(image), [height, width], antialias=True)
+    mode = v2.InterpolationMode(kernel)
+    inner = v2.functional.resize(to_tensor(image), [height, width], interpolation=mode, antialias=True)
     reference = torch.tensor([114, 115, 116], dtype=torch.uint8)[:, None, None].repeat(1, 320, 256)
     top, left = (320 - height) // 2, (256 - width) // 2
     reference[:, top : top + height, left : left + width] = inner

@@ -195,7 +195,8 @@ class WorkerSettings(BaseModel):
     )
     decode_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         120.0,
-        description="Decoding of one image, at most, with its wait for a thread; then it has the error `internal`.",
+        description="Decoding of one image, at most; then it has the error `internal`, and another thread takes the "
+        "place of its.",
     )
     chunk_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         900.0, description="One chunk at work, at most; then it is handed back to the queue."
@@ -269,7 +270,11 @@ class IngestSettings(BaseModel):
         default_factory=lambda: [80, 443], description="Ports of public addresses that are fetched from."
     )
     max_bytes: Annotated[int, Field(ge=1)] = Field(20 << 20, description="Bytes of one image, at most.")
-    max_pixels: Annotated[int, Field(ge=1)] = Field(50_000_000, description="Pixels of one image, at most.")
+    max_pixels: Annotated[int, Field(ge=1)] = Field(
+        50_000_000,
+        description="Pixels of one image, at most; twice as many are decoded at one time, by all threads together "
+        "(photos of ordinary sizes are not counted).",
+    )
     truncated: Literal["strict", "lenient"] = Field(
         "strict", description="A truncated image is an error, or (JPEG alone) is decoded as far as it goes."
     )

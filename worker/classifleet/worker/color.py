@@ -3,7 +3,8 @@
 Ordinary colour profiles (sRGB, Display P3, Adobe RGB, camera profiles) are not applied, as in the training pipelines
 of every model known to us: they move colours by a little, and models answer the same. But a profile, or the gamma of
 a PNG, can also turn one picture into another: swap channels, invert, or spread two neighbouring levels over the whole
-range. Browsers obey it, so we do, and only then.
+range. Browsers obey it, so we do, and only then. A PNG's chromaticities (cHRM) that do so are refused: there is no
+honest use for them.
 
 What a profile does is measured. One of curves and a matrix is fully known from its ramps; one that brings a table
 of colours (`A2B…`) can hide a fold anywhere in it, and always counts as strange.
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from classifleet.config.errors import ErrorCode, ImageError
+from classifleet.worker.parts import png_chunks
 
 Correction = Callable[[Image.Image], Image.Image]
 """8-bit picture in the file's colours to RGB, or RGBA where it is transparent, in sRGB."""
@@ -42,8 +46,9 @@ _SPACES: Final = {
     "L": ("GRAY", ("1", "L", "LA")),
     "CMYK": ("CMYK", ("CMYK",)),
 }
-_PNG_SIGNATURE_BYTES: Final = 8
-_PNG_CHUNK_BYTES: Final = 12  # length, type and checksum
+_LATTICE: Final = np.stack(np.meshgrid(*[np.linspace(0, 255, 9).astype(np.uint8)] * 3), axis=-1).reshape(1, -1, 3)
+_SRGB_CHROMATICITIES: Final = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # x and y of white, red, green, blue
+_BRADFORD: Final = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _SDR_TRANSFERS: Final = frozenset({1, 4, 6, 13, 14, 15})  # H.273: BT.709 and its twins, gamma 2.2, sRGB
 
 
@@ -55,32 +60,29 @@ def correction(image: Image.Image, data: bytes) -> Correction | None:
         data: Its file.
 
     Raises:
-        ImageError: `unsupported_format`: a PNG in HDR colours, which have no one look on an ordinary display.
+        ImageError: `unsupported_format`: a PNG in HDR colours, which have no one look on an ordinary display, or with
+            primaries that make another picture of it.
     """
-    # the order of PNG's third edition: cICP, iCCP, sRGB, gAMA
+    # the order of PNG's third edition: cICP, iCCP, sRGB, gAMA and cHRM
     if image.format == "PNG" and (code := _png_code_points(data)):
         _refuse_hdr(code)
         return None
     if profile := image.info.get("icc_profile"):
         study = _study if len(profile) <= CACHED_PROFILE_BYTES else _study.__wrapped__
         if found := study(profile, image.mode):
-            return found
-    if image.format != "PNG" or profile or "srgb" in image.info:
+            return found.change
+    gamma = image.info.get("gamma", 0.0)
+    if image.format != "PNG" or "srgb" in image.info or gamma <= 0:
         return None
-    return _gamma(image.info.get("gamma", 0.0))
+    if primaries := image.info.get("chromaticity"):  # browsers obey them beside a gamma alone
+        _refuse_strange(primaries)
+    return _gamma(gamma)
 
 
 def _png_code_points(data: bytes) -> bytes:
     """The four bytes of the chunk cICP: primaries, transfer, matrix, full range. Empty if there is none."""
-    at = _PNG_SIGNATURE_BYTES
-    while at + _PNG_CHUNK_BYTES <= len(data):
-        length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
-        if kind == b"cICP":
-            return data[at + 8 : at + 12]
-        if kind == b"IDAT":
-            return b""
-        at += length + _PNG_CHUNK_BYTES
-    return b""
+    head = itertools.takewhile(lambda chunk: chunk[0] != b"IDAT", png_chunks(data))
+    return next((body for kind, body in head if kind == b"cICP"), b"")
 
 
 def _refuse_hdr(code: bytes) -> None:
@@ -89,9 +91,27 @@ def _refuse_hdr(code: bytes) -> None:
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG in colours other than 8-bit RGB's (cICP {list(code)})")
 
 
+def _refuse_strange(chromaticities: Sequence[float]) -> None:
+    try:
+        matrix = np.linalg.solve(_cones(_SRGB_CHROMATICITIES), _cones(chromaticities))
+    except (ArithmeticError, np.linalg.LinAlgError):  # of no colours: browsers ignore it
+        return
+    ramps = _LATTICE[0] / 255
+    shown = np.clip(ramps**DISPLAY_GAMMA @ matrix.T, 0, 1) ** (1 / DISPLAY_GAMMA)
+    if 255 * np.abs(shown - ramps).mean() > ORDINARY_MEAN_LEVELS:
+        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG in strange colours (cHRM {list(chromaticities)})")
+
+
+def _cones(chromaticities: Sequence[float]) -> NDArray[np.float64]:
+    """The responses of the eye to red, green and blue, in parts of that to white."""
+    pairs = zip(chromaticities[::2], chromaticities[1::2], strict=True)
+    white, *primaries = (_BRADFORD @ (x / y, 1, (1 - x - y) / y) for x, y in pairs)
+    with np.errstate(all="raise"):
+        colors = np.stack(primaries, axis=1) / white[:, None]
+        return colors * np.linalg.solve(colors, np.ones(3))
+
+
 def _gamma(exponent: float) -> Correction | None:
-    if exponent <= 0:
-        return None
     ramp = np.arange(256) / 255
     levels = np.rint(255 * ramp ** (1 / (exponent * DISPLAY_GAMMA))).astype(int)
     if np.abs(levels - np.arange(256)).max() <= ORDINARY_SHIFT_LEVELS:
@@ -114,9 +134,16 @@ def _keeping_alpha(image: Image.Image, mode: str, change: Correction) -> Image.I
     return changed
 
 
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    """One that browsers obey, and how: None where that can be left out."""
+
+    change: Correction | None
+
+
 @functools.lru_cache(maxsize=32)
-def _study(profile: bytes, mode: str) -> Correction | None:
-    """None for a profile that is ordinary, broken, or not for such a picture; browsers ignore the latter two."""
+def _study(profile: bytes, mode: str) -> _Profile | None:
+    """None for a profile that is broken, or not for such a picture."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = next(
@@ -128,7 +155,7 @@ def _study(profile: bytes, mode: str) -> Correction | None:
             source, ImageCms.createProfile("sRGB"), space, "RGB", flags=_EXACT if space == "L" else _FLAGS
         )
         if b"A2B" not in profile and _is_ordinary(transform, space):
-            return None
+            return _Profile(None)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
 
@@ -137,7 +164,7 @@ def _study(profile: bytes, mode: str) -> Correction | None:
     def apply(image: Image.Image) -> Image.Image:
         return _keeping_alpha(image, space, change)
 
-    return apply
+    return _Profile(apply)
 
 
 def _looked_up(transform: Any) -> Correction:
@@ -151,9 +178,7 @@ def _is_ordinary(transform: Any, space: str) -> bool:
     if space == "L":
         return _near(_through(ramp[None], transform), grey)
     ramps = np.concatenate([grey, *(np.where(np.arange(3) == band, grey, 0).astype(np.uint8) for band in range(3))])
-    steps = np.linspace(0, 255, 9).astype(np.uint8)
-    lattice = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
-    shifts = np.abs(_through(lattice, transform).astype(int) - lattice)
+    shifts = np.abs(_through(_LATTICE, transform).astype(int) - _LATTICE)
     shown = _through(ramps, transform)
     return bool(shifts.mean() <= ORDINARY_MEAN_LEVELS and _smooth(shown) and _near(shown[:1], grey))
 

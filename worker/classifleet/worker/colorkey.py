@@ -53,5 +53,5 @@ def _keyed_in_full(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     for band, value in enumerate(key):
         clear &= (halves[0][..., band] == value >> 8) & (halves[1][..., band] == value & 0xFF)
     shown = Image.fromarray(halves[0])
-    shown.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+    shown.putalpha(Image.fromarray(np.where(clear, np.uint8(0), np.uint8(255))))
     return shown

@@ -1,7 +1,7 @@
-"""Untrusted bytes to pixels: a pure function, no file, no network, no state.
+"""Untrusted bytes to pixels: a pure function, no file, no network; large pictures wait for each other.
 
-    bytes ──sniff──► one Pillow plugin ──► header: limits ──► (JPEG: DCT scaling) ──► load ──► 8 bits
-          │                                                     └─ ordinary: simplejpeg ─────────────────────┐
+    bytes ──sniff──► parts ──► Pillow plugin ──► header: limits ──► (JPEG: DCT scaling) ──► load ──► 8 bits
+          │                                                           └─ ordinary: simplejpeg ────────────────┐
           └─► colours as shown ──► RGB, laid on each background that a model asks for ──► with EXIF's turning ┘
 
 The picture is the one that a browser shows a person; where the two could differ, the line that sees to it says so.
@@ -31,8 +31,10 @@ from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.config.record import ImageInfo
 from classifleet.worker.color import Correction, correction
 from classifleet.worker.colorkey import load_keyed
-from classifleet.worker.headers import JPEG_END, DecodeLimits, open_image, quiet_pillow, sniff
+from classifleet.worker.headers import DecodeLimits, open_image, quiet_pillow, sniff
 from classifleet.worker.models.description import Color, Preprocess
+from classifleet.worker.parts import EXIF_PREFIX, as_browsers_read
+from classifleet.worker.pixel_room import PixelRoom, Take
 from classifleet.worker.preprocess import SIDEWAYS, Picture, averages, preprocess, scaled_size
 from classifleet.worker.turbo import is_lossless, turbo_pixels
 
@@ -42,10 +44,15 @@ DRAFT_MARGIN: Final = 3.5
 
 What scaling blurs shows by the square of it: in the mean of a sharp photo 1 level at 2, 0.5 at 3, 0.15 at 6.
 """
-EXIF_PREFIX: Final = b"Exif\0\0"
+END_MARKER: Final = b"\xff\xd9"
 TIFF_HEADER_BYTES: Final = 8
+LARGEST_AT_ONE_TIME: Final = 2
+"""As many pictures of `max_pixels`, or more that are smaller, are decoded at one time."""
+PROGRESSIVE_SHARE: Final = 4
+"""A progressive JPEG is held in full, whatever its scale, but in a fraction of the bytes that colours take."""
 WHITE: Final[Color] = (255, 255, 255)
 _DEFAULT_LIMITS: Final = DecodeLimits()
+_room: Final = PixelRoom()
 _SIXTEEN_TO_EIGHT: Final = ((np.arange(65_536) * 255 + 32_767) // 65_535).astype(np.uint8)
 
 
@@ -81,10 +88,29 @@ def decode(
     Raises:
         ImageError: `unsupported_format`, `too_many_pixels` or `undecodable`: permanent, the same bytes fail again.
     """
+    with _room.turn(LARGEST_AT_ONE_TIME * limits.max_pixels) as take:
+        return _decoded(data, targets, limits, sha256, take)
+
+
+def prepare(
+    data: bytes, specs: Mapping[str, Preprocess], limits: DecodeLimits, *, sha256: str = ""
+) -> tuple[ImageInfo, dict[str, NDArray[np.uint8]]]:
+    """Decode once, then preprocess once for each distinct preprocessing, by its digest.
+
+    Raises:
+        ImageError: The bytes are not an image that may be decoded.
+    """
+    with _room.turn(LARGEST_AT_ONE_TIME * limits.max_pixels) as take:
+        decoded = _decoded(data, list(specs.values()), limits, sha256, take)
+        return decoded.info, {digest: preprocess(decoded.picture(spec), spec) for digest, spec in specs.items()}
+
+
+def _decoded(data: bytes, targets: Sequence[Preprocess], limits: DecodeLimits, sha256: str, take: Take) -> Decoded:
+    """Decode, and bring whatever Pillow raises into one shape."""
     kind = sniff(data)
     quiet_pillow()
     try:
-        return _decode(data, kind, targets, limits, sha256)
+        return _decode(data, kind, targets, limits, sha256, take)
     except (ImageError, MemoryError):  # no memory is our trouble, not the picture's
         raise
     except Image.DecompressionBombError as error:
@@ -96,30 +122,21 @@ def decode(
         raise ImageError(ErrorCode.UNDECODABLE, f"corrupt {kind}: {reason}") from error
 
 
-def prepare(
-    data: bytes, specs: Mapping[str, Preprocess], limits: DecodeLimits, *, sha256: str = ""
-) -> tuple[ImageInfo, dict[str, NDArray[np.uint8]]]:
-    """Decode once, then preprocess once for each distinct preprocessing, by its digest.
-
-    Raises:
-        ImageError: The bytes are not an image that may be decoded.
-    """
-    decoded = decode(data, targets=list(specs.values()), limits=limits, sha256=sha256)
-    return decoded.info, {digest: preprocess(decoded.picture(spec), spec) for digest, spec in specs.items()}
-
-
-def _decode(data: bytes, kind: str, targets: Sequence[Preprocess], limits: DecodeLimits, sha256: str) -> Decoded:
-    image = open_image(data, kind, limits)
-    if kind == "JPEG" and is_lossless(data):  # shown by no browser, and not to be scaled; see `turbo`
+def _decode(
+    data: bytes, kind: str, targets: Sequence[Preprocess], limits: DecodeLimits, sha256: str, take: Take
+) -> Decoded:
+    file = as_browsers_read(data, kind)
+    image = open_image(file, kind, limits, take)
+    if kind == "JPEG" and is_lossless(file):  # shown by no browser, and not to be scaled; see `turbo`
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, "lossless JPEG")
     try:
-        pictures = _pictures(image, data, targets, limits)
+        pictures = _pictures(image, file, targets, limits, take)
         truncated = False
     except OSError:
         if kind != "JPEG" or limits.truncated == "strict":
             raise
-        image = open_image(data + JPEG_END, kind, limits)
-        pictures = _pictures(image, data, targets, limits)
+        image = open_image(file + END_MARKER, kind, limits, take)
+        pictures = _pictures(image, file, targets, limits, take)
         truncated = True
     width, height = pictures.size
     digest = sha256 or hashlib.sha256(data).hexdigest()
@@ -136,13 +153,15 @@ class _Pictures:
 
 
 def _pictures(
-    image: ImageFile.ImageFile, data: bytes, targets: Sequence[Preprocess], limits: DecodeLimits
+    image: ImageFile.ImageFile, data: bytes, targets: Sequence[Preprocess], limits: DecodeLimits, take: Take
 ) -> _Pictures:
     size, orientation = image.size, _orientation(image)
     shown = correction(image, data)
     sideways, scalable = orientation in SIDEWAYS, bool(targets) and all(map(averages, targets))
     # colours that will be torn apart must not be averaged before
     drafted = _draft(image, targets, sideways=sideways) if scalable and not (limits.exact or shown) else image.size
+    progressive = math.prod(size) // PROGRESSIVE_SHARE if "progressive" in image.info else 0
+    take(max(progressive, math.prod(image.size)))
     backgrounds = {target.background for target in targets} or {WHITE}
     ordinary = turbo_pixels(data, image) if scalable and not shown else None
     flat = dict.fromkeys(backgrounds, ordinary) if ordinary is not None else _loaded(image, data, shown, backgrounds)
@@ -225,9 +244,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.uint16)
-    grey = Image.fromarray(_SIXTEEN_TO_EIGHT[values])
+    levels = np.empty(values.shape, np.uint8)
+    for row, shown in zip(values, levels, strict=True):  # at once, numpy would make 8 bytes of each index
+        np.take(_SIXTEEN_TO_EIGHT, row, out=shown)
+    grey = Image.fromarray(levels)
     transparent = image.info.get("transparency")
     if transparent is None:
         return grey
-    alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+    alpha = Image.fromarray(np.where(values == transparent, np.uint8(0), np.uint8(255)))
     return Image.merge("LA", (grey, alpha))

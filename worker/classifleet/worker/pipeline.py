@@ -128,7 +128,7 @@ class Pipeline:
         isolation: When the sandbox decodes.
         sandbox: Required unless isolation is `never`.
         room: Where chunks go that have nothing to do but wait for strangers; None for nowhere.
-        decode_seconds: Of one image, at most, its wait for a thread included.
+        decode_seconds: Of one image in a thread, at most.
         cache: Knows pictures that were classified before; None does without.
         why_not: What to say of a model that is not among them.
         shadow: Compares versions; None for nothing.
@@ -159,7 +159,7 @@ class Pipeline:
         self._why_not = why_not
         self._shadow = shadow
         self._device = device
-        self._decode_pool = decode_pool
+        self.decode_pool = decode_pool
         self._limits = limits
         self._decoded = LaneSlots(decoded_in_flight)
         self._worker = worker
@@ -168,7 +168,7 @@ class Pipeline:
         self._isolation = isolation
         self._sandbox = sandbox
         self._room = room or WaitingRoom(0)
-        self._decode_limit = Limit("decode", decode_seconds)
+        self._decode_limit = Limit("decode", decode_seconds, decode_pool)
         self._cache = cache
 
     async def classify(
@@ -297,12 +297,14 @@ class Pipeline:
 
     async def _work(self, image: _Image, chunk: _Chunk, models: Iterable[str], memory: ImageMemory) -> None:
         async with self._decoded.held(chunk.lane):
-            start = _begin("decode", image)
-            prepare = self._prepare(image, chunk)
-            decoding = self._decode_pool.submit(chunk.lane, prepare, image.data, chunk.specs, self._limits)
-            decoded = await self._decode_limit.of(decoding)
+            start, prepare = _begin("decode", image), self._prepare(image, chunk)
+            decoding = self.decode_pool.submit(chunk.lane, prepare, image.data, chunk.specs, self._limits)
+            try:
+                decoded = await self._decode_limit.of(decoding)
+            finally:  # of a failed one, too
+                image.timings["decode"] = (time.monotonic() - start) * MS_PER_S
             image.info, pixels = decoded
-            image.timings["decode"] = _done(_DECODE, start, image, chunk)
+            _done(_DECODE, start, image, chunk)
             image.data = b""
             del decoding
             memory.release()

@@ -20,11 +20,8 @@ from classifleet.worker.resample import Box, Source, resample, size_of
 SIDEWAYS: Final = frozenset({5, 6, 7, 8})
 """EXIF orientations that swap width and height. Then, for each side, those that mirror it."""
 _MIRRORED: Final = (frozenset({2, 3, 6, 7}), frozenset({3, 4, 7, 8}))
-_FILTERS: Final = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "nearest": Image.Resampling.NEAREST,
-}
+_SAMPLED: Final = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
+"""Without antialias; Pillow's bicubic is another than torch's there, and no description may ask for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +112,7 @@ def _sample(image: Image.Image, size: tuple[int, int], box: Box, spec: Preproces
         inside = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
         return image.resize(size, Image.Resampling.NEAREST, box=inside)
     # Pillow's resize always antialiases; its transform samples, as torch does with antialias=False
-    return image.transform(size, Image.Transform.EXTENT, box, _FILTERS[spec.interpolation])
+    return image.transform(size, Image.Transform.EXTENT, box, _SAMPLED[spec.interpolation])
 
 
 def _mirrored(box: Box, size: tuple[float, float], orientation: int) -> Box:

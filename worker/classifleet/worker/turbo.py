@@ -9,7 +9,6 @@ simplejpeg past the end of an array made for the scaled size.
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 import numpy as np
@@ -17,22 +16,20 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import ImageFile
 
+from classifleet.worker.parts import jpeg_markers
+
 _COLORS: Final = {"RGB": ("YCbCr", "RGB"), "L": ("Gray",)}
-_MARKER: Final = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)  # what stands alone is left out
-_START_BYTES: Final = 2
-_LENGTH_BYTES: Final = 2
 _LOSSLESS: Final = 0xC3
 _HEADS_END: Final = frozenset({*range(0xC0, 0xD0), 0xD9, 0xDA}) - {0xC4, 0xC8, 0xCC}  # frames, EOI, SOS
 
 
 def is_lossless(data: bytes) -> bool:
-    """Whether libjpeg will take a JPEG for a lossless one. Walks its markers as libjpeg does, up to the frame's."""
-    at = _START_BYTES
-    while marker := _MARKER.search(data, at):
-        if marker[0][1] in _HEADS_END:
-            return marker[0][1] == _LOSSLESS
-        at = marker.end() + max(_LENGTH_BYTES, int.from_bytes(data[marker.end() : marker.end() + _LENGTH_BYTES]))
-    return False
+    """Whether libjpeg will take a JPEG for a lossless one: its first frame says so.
+
+    Raises:
+        ImageError: `undecodable`: too many markers stand before it.
+    """
+    return next((code for code in jpeg_markers(data) if code in _HEADS_END), None) == _LOSSLESS
 
 
 def turbo_pixels(data: bytes, image: ImageFile.ImageFile) -> NDArray[np.uint8] | None:

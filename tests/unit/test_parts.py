@@ -1,0 +1,196 @@
+"""What browsers do not read of a file, Pillow is not shown: neither to believe it, nor to spend time on it."""
+
+import io
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from classifleet.config.errors import ErrorCode
+from classifleet.worker.decode import decode
+from classifleet.worker.headers import MAX_SCANS
+from classifleet.worker.parts import MAX_PARTS, as_browsers_read
+from tests.decode_support import chunk, pixels, refusal
+from tests.models_support import encode, noise, spec
+
+MOST_SECONDS = 1.5  # of CPU; each of the attacks took 3 to 15
+HEADER_END = 33
+END_BYTES = 12
+PICTURE = noise(64, 32)
+PLAIN = encode(PICTURE, "PNG")
+PALETTE = encode(PICTURE.quantize(8), "PNG", bits=8)
+TIFF = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHLHH", 0x112, 3, 1, 6, 0) + bytes(4)
+"""Exif that turns the picture."""
+
+
+def before(data: bytes, *chunks: bytes) -> bytes:
+    return data[:HEADER_END] + b"".join(chunks) + data[HEADER_END:]
+
+
+def behind(data: bytes, *chunks: bytes) -> bytes:
+    return data[:-END_BYTES] + b"".join(chunks) + data[-END_BYTES:]
+
+
+def text(kind: bytes, keyword: bytes, value: bytes) -> bytes:
+    heads = {b"tEXt": b"\0", b"zTXt": b"\0\0", b"iTXt": b"\0\0\0\0\0"}
+    return chunk(kind, keyword + heads[kind] + (zlib.compress(value) if kind == b"zTXt" else value))
+
+
+GAMMA, LINEAR = (chunk(b"gAMA", struct.pack(">I", value)) for value in (45_455, 100_000))
+ACTUAL = {
+    b"exif": b"",
+    b"icc_profile": LINEAR,
+    b"srgb": LINEAR,
+    b"gamma": b"",
+    b"chromaticity": GAMMA,
+    b"transparency": b"",
+    b"interlace": b"",
+    b"bbox": b"",
+    b"default_image": b"",
+    b"disposal": b"",
+    b"blend": b"",
+}
+"""Keywords under which Pillow keeps real metadata, and a chunk beside which it would show."""
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt"])
+@pytest.mark.parametrize("keyword", ACTUAL)
+@pytest.mark.parametrize("place", [before, behind])
+@pytest.mark.parametrize("plain", [PLAIN, PALETTE], ids=["RGB", "palette"])
+def test_no_text_of_a_png_shapes_the_picture(kind, keyword, place, plain):
+    honest = before(plain, ACTUAL[keyword])
+    wanted = pixels(honest)
+    assert np.array_equal(pixels(place(honest, text(kind, keyword, TIFF))), wanted)
+
+
+def test_texts_made_another_picture_in_pillow():
+    """What the test above guards against; if this fails, Pillow has mended it."""
+    interlaced = Image.open(io.BytesIO(before(PLAIN, text(b"tEXt", b"interlace", b"1"))))
+    with pytest.raises(OSError, match="image file"):
+        interlaced.load()
+    assert Image.open(io.BytesIO(before(PLAIN, text(b"tEXt", b"exif", TIFF)))).getexif()[0x112] == 6
+
+
+TWINS = {
+    "gamma": (GAMMA, LINEAR),
+    "exif": (chunk(b"eXIf", TIFF.replace(b"\x06\0", b"\x01\0")), chunk(b"eXIf", TIFF)),
+    "code points": (chunk(b"cICP", bytes([1, 13, 0, 1])), chunk(b"cICP", bytes([9, 16, 0, 1]))),
+    "key": (chunk(b"tRNS", b"\0\1\0\2\0\3"), chunk(b"tRNS", struct.pack(">HHH", *PICTURE.getpixel((0, 0))))),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_first_of_twins_counts(name):
+    first, second = TWINS[name]
+    assert np.array_equal(pixels(before(PLAIN, first, second)), pixels(before(PLAIN, first)))
+
+
+@pytest.mark.parametrize("stray", [second for _, second in TWINS.values()], ids=TWINS)
+def test_nothing_behind_the_picture_shapes_it(stray):
+    assert np.array_equal(pixels(behind(PLAIN, stray)), pixels(PLAIN))
+
+
+@pytest.mark.parametrize("stray", [chunk(b"gAMA", b"\0\1\x86\xa0\0"), chunk(b"sRGB", b"")])
+def test_what_has_a_wrong_size_does_not_count(stray):
+    assert np.array_equal(pixels(before(PLAIN, stray, LINEAR)), pixels(before(PLAIN, LINEAR)))
+
+
+def test_colours_stand_before_the_palette_and_transparency_behind_it():
+    at = PALETTE.index(b"IDAT") - 4
+    assert np.array_equal(pixels(PALETTE[:at] + LINEAR + PALETTE[at:]), pixels(PALETTE))
+    assert not np.array_equal(pixels(before(PALETTE, LINEAR)), pixels(PALETTE))
+    clear = chunk(b"tRNS", bytes(8))
+    assert np.array_equal(pixels(before(PALETTE, clear)), pixels(PALETTE))
+    assert (pixels(PALETTE[:at] + clear + PALETTE[at:]) == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+def test_an_ordinary_file_comes_back_as_it_is(kind):
+    data = encode(PICTURE, kind, exif=b"Exif\0\0" + TIFF) if kind in ("JPEG", "PNG", "WEBP") else encode(PICTURE, kind)
+    assert as_browsers_read(data, kind) is data
+
+
+# JPEG
+
+
+def app1(body: bytes) -> bytes:
+    return b"\xff\xe1" + (len(body) + 2).to_bytes(2) + body
+
+
+PHOTO = encode(PICTURE, "JPEG")
+FIRST, REST = b"Exif\0\0" + TIFF[:8], b"Exif\0\0" + TIFF[8:]
+
+
+@pytest.mark.parametrize(
+    ("segments", "width"),
+    [
+        ([b"Exif\0\0" + TIFF], 32),
+        ([FIRST, REST], 64),
+        ([b"Exif\0\0" + TIFF, REST], 32),
+        ([b"Exif\0\0MM\0*", b"Exif\0\0" + TIFF], 64),
+        ([b"http://ns.adobe.com/xap/1.0/\0<x/>", b"Exif\0\0" + TIFF], 32),
+    ],
+)
+def test_the_first_exif_segment_counts_alone(segments, width):
+    """Pillow joins all of them to one block; no browser does."""
+    data = PHOTO[:2] + b"".join(map(app1, segments)) + PHOTO[2:]
+    for targets in ([], [spec(resize="stretch", resize_size=16)]):
+        assert decode(data, targets=targets).info["width"] == width
+
+
+# time
+
+
+def seconds_of(call, *arguments) -> float:
+    began = time.thread_time()
+    call(*arguments)
+    return time.thread_time() - began
+
+
+def test_many_exif_segments_are_not_joined():
+    data = PHOTO[:2] + app1(b"Exif\0\0" + bytes(1_016)) * (MAX_PARTS - 100) + PHOTO[2:]
+    assert seconds_of(decode, data) < MOST_SECONDS
+
+
+def inflating(most: int) -> bytes:
+    """A megabyte of zeros in a kilobyte, with a bad end, so that Pillow does not count it."""
+    packer = zlib.compressobj(9)
+    return packer.compress(bytes(most)) + packer.flush(zlib.Z_FULL_FLUSH) + b"\x07"
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"), [(b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0")], ids=["z", "i", "profile"]
+)
+@pytest.mark.parametrize("place", [before, behind])
+def test_nothing_is_inflated_twenty_thousand_times(kind, head, place):
+    bomb = chunk(kind, head + inflating((1 << 20) - 1_000))
+    assert seconds_of(decode, place(PLAIN, bomb * (MAX_PARTS - 100))) < MOST_SECONDS
+
+
+HEAD = PHOTO[: PHOTO.index(b"\xff\xda")]
+SCAN, TABLE, TABLE_WITH_A_SCAN = b"\xff\xda\x00\x02", b"\xff\xc4\x00\x02", b"\xff\xc4\x00\x04\xff\xda"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (HEAD + SCAN * (MAX_SCANS + 50) + TABLE * 3_000_000, "scans"),
+        (HEAD + SCAN + TABLE_WITH_A_SCAN * 3_000_000, "parts"),
+        # libjpeg skips what Pillow reads, and finds nothing but tables
+        (HEAD[:2] + b"\xff\xf0\xff\xfc" + (HEAD[2:] + SCAN).ljust(0xFFFA, b"x") + TABLE * 3_000_000, "parts"),
+    ],
+    ids=["many scans", "seeming scans", "no frame"],
+)
+def test_no_marker_is_sought_for_seconds(data, words):
+    began = time.thread_time()
+    assert words in str(refusal(data))
+    assert time.thread_time() - began < MOST_SECONDS
+
+
+def test_a_second_frame_header_is_refused_before_pillow_remembers_it():
+    at = PHOTO.index(b"\xff\xc0")
+    error = refusal(PHOTO[:at] + PHOTO[at : at + 19] * 2 + PHOTO[at + 19 :])
+    assert (error.code, "frame header" in str(error)) == (ErrorCode.UNDECODABLE, True)
