@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks._null_worker import add_model
 from benchmarks._ours import TUNING, Ours, best, reference
 from benchmarks._photos import make_photos
-from benchmarks.cost import WORKER, cpu_seconds, submit
+from benchmarks._processes import cpu_seconds
+from benchmarks.cost import WORKER, submit
 from tests.support.fleet import Worker, start_worker
 from tests.support.services import RedisServer
 
@@ -67,9 +68,9 @@ def overhead(folder: Path, images: int) -> None:
             log = folder / f"null-{way}.log"
             worker = stack.enter_context(start_worker(url, log, settings=settings, command=WORKER))
             submit(url, 32, 2048)
-            before = cpu_seconds(worker)
+            before = cpu_seconds(worker.process.pid)
             submit(url, 32, images)
-            print(f"  {way:<8} {(cpu_seconds(worker) - before) / images * 1e6:6.0f} µs")
+            print(f"  {way:<8} {(cpu_seconds(worker.process.pid) - before) / images * 1e6:6.0f} µs")
 
 
 @contextmanager
@@ -118,14 +119,14 @@ def fresh_photos(folder: Path, count: int) -> list[Path]:
 
 def classify(fleet: Ours, paths: Sequence[Path], run: Runs, *, counts: bool) -> list[int]:
     """A bulk job; the best class of each photo."""
-    before = cpu_seconds(fleet.worker)
+    before = cpu_seconds(fleet.worker.process.pid)
     with fleet.producer() as producer:
         items = ((str(number), reference(path)) for number, path in enumerate(paths))
         job = producer.submit_many(items, models=fleet.model)
         rate = job.wait(timeout=600).rate
         if counts:
             run.rates.append(rate)
-            run.cpu_ms.append((cpu_seconds(fleet.worker) - before) / len(paths) * 1000)
+            run.cpu_ms.append((cpu_seconds(fleet.worker.process.pid) - before) / len(paths) * 1000)
         classes = {result.id: best(result) for result in job.results()}
     return [classes[str(number)] for number in range(len(paths))]
 

@@ -153,9 +153,7 @@ class Backlog:
 
     def has_full_batch(self) -> bool:
         """Whether so many images of one model wait that waiting longer would not make their batch larger."""
-        return any(
-            sum(map(len, queues.values())) >= self._sizes[model].most for model, queues in self._queues.items()
-        )
+        return any(sum(map(len, queues.values())) >= self._sizes[model].most for model, queues in self._queues.items())
 
     def charge(self, batch: Batch, seconds: float) -> None:
         """A batch has taken so long: each lane's account of its model bears its images' part; spare time is free."""
