@@ -12,6 +12,10 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 EDGE = 224
 
@@ -29,9 +33,7 @@ def main(file: str, device: str, batch: int, seconds: float) -> None:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         cuda = device.startswith("cuda")
-        dtype = torch.float16 if cuda else torch.float32
-        module = torch.jit.load(file, map_location=device).eval().to(dtype)  # type: ignore[no-untyped-call]
-        module = module.to(memory_format=torch.channels_last)
+        module, dtype = load(file, device)
         pixels = torch.randn(batch, 3, EDGE, EDGE, device=device, dtype=dtype)
         pixels = pixels.to(memory_format=torch.channels_last)
         for _ in range(5):
@@ -44,6 +46,15 @@ def main(file: str, device: str, batch: int, seconds: float) -> None:
         if cuda:
             torch.cuda.synchronize()
         print(count / (time.perf_counter() - began))
+
+
+def load(file: str, device: str) -> tuple[Any, torch.dtype]:
+    """The model on its device, and in what it computes."""
+    import torch
+
+    dtype = torch.float16 if device.startswith("cuda") else torch.float32
+    module = torch.jit.load(file, map_location=device).eval().to(dtype)  # type: ignore[no-untyped-call]
+    return module.to(memory_format=torch.channels_last), dtype
 
 
 def _graph(module: Callable[..., object], pixels: object) -> Callable[[], object]:

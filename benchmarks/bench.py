@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/bench.py [--quick] [bulk latency …]
 
-About 30 minutes on 2 cores; the first time some more, for the peers' environments. Named are those in `PARTS`, and any
+About 35 minutes on 2 cores; the first time some more, for the peers' environments. Named are those in `PARTS`, and any
 other file of this folder: those only print. --quick runs everything at a small size, to see that it runs.
 """
 
@@ -28,7 +28,9 @@ HERE: Final = Path(__file__).parent
 PARTS: Final[dict[str, tuple[str, ...]]] = {
     "bulk": ("--photos", "40", "--rounds", "1", "--long", "1", "--tune-seconds", "5"),
     "latency": ("--requests", "10", "--seconds", "2", "--rates", "2", "5", "--tune-seconds", "5"),
+    "lanes": ("--requests", "10", "--rounds", "1", "--tune-seconds", "5"),
     "cost": ("--images", "1000"),
+    "cancel": ("--images", "20000"),
     "scale": ("--workers", "1", "2", "--seconds", "3", "--rounds", "1", "--references", "10000"),
     "memory": ("--images", "5000", "--tune-seconds", "5"),
     "gpu": ("--photos", "16", "--rounds", "1", "--seconds", "0.5", "--tune-seconds", "5"),

@@ -87,7 +87,7 @@ def section(outcome: Outcome) -> str:
 
 
 def _place(benchmark: str) -> int:
-    order = ("bulk", "latency", "cost", "scale", "memory", "gpu")
+    order = ("bulk", "latency", "lanes", "cost", "cancel", "scale", "memory", "gpu")
     return order.index(benchmark) if benchmark in order else len(order)
 
 

@@ -22,7 +22,7 @@ def test_kill(scenario: Scenario) -> None:
                 it.start(wait=False)
 
 
-@pytest.mark.chaos("2", "SIGSTOP, publish, kill -9")
+@pytest.mark.chaos("2", "SIGSTOP, publish, kill -9", within=120)  # some chunks go from grave to grave
 def test_stop_publish_kill(scenario: Scenario) -> None:
     """A worker that waits for messages with work in flight takes what is published to the grave."""
     with scenario.arena() as it, it.load(backlog=60):

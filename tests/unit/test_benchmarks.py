@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from benchmarks import bulk, report
+from benchmarks import _gpu_decode, bench, bulk, cancel, cost, gpu, lanes, report
 from benchmarks._load import closed_loop, open_loop
 from benchmarks._outcome import Outcome
 from benchmarks._photos import make_photos
@@ -24,6 +24,9 @@ from benchmarks._statistics import (
     ratio_of_rounds,
     slope_share,
 )
+
+from classifleet.worker.models import ModelDescription
+from tests.models_support import description_fields
 
 
 @pytest.mark.parametrize(
@@ -136,6 +139,62 @@ def test_conclusions_of_the_bulk_benchmark(capsys: pytest.CaptureFixture[str]) -
     assert outcome.tables[0].rows[0][:6] == ["classifleet (auto)", "200.0", "5.00", "0.91", "205.0", "0.990"]
     assert any("peer C" in note and "no wheel" in note for note in outcome.notes)
     assert "met" in capsys.readouterr().out
+
+
+def test_conclusions_about_lanes() -> None:
+    def timed(milliseconds: float, batch_ms: float = 0.0) -> lanes.Timed:
+        return lanes.Timed(milliseconds, batch_ms, {"queue": 0.01})
+
+    idle, stalled = [timed(20.0)] * 20, [timed(900.0, 45.0)] * 20
+    for loaded, met, found in (([timed(109.0, 45.0)] * 20, True, "-1.0"), ([timed(109.0, 44.0)] * 20, False, "+1.0")):
+        outcome = Outcome("lanes", "Lanes")
+        lanes.conclude(outcome, [(idle, loaded), (idle, stalled), (idle, loaded)])
+        [target] = outcome.targets
+        assert (target.met, target.found) == (met, f"{found} ms of that")
+
+
+def test_conclusions_about_cost_and_cancelling() -> None:
+    cheap, dear = cost.Cost(1500, 6.5, 500), cost.Cost(151, 0.51, 6000)
+    outcome = Outcome("cost", "Cost")
+    cost.conclude(outcome, {1: cheap, 32: dear})
+    assert [target.met for target in outcome.targets] == [True, False, False]
+    outcome = Outcome("cancel", "Cancel")
+    cancel.conclude(outcome, 1_000_000, state=0.9, seconds=61.0, cpu=30.0)
+    assert [(target.name, target.met) for target in outcome.targets] == [
+        ("cancel of 1,000,000: its state", True),
+        ("cancel of 1,000,000: its records", False),
+    ]
+
+
+@pytest.mark.parametrize(("device", "met"), [("cuda:0", [False, True]), ("cpu", [])])
+def test_only_a_gpu_meets_or_misses_targets_of_a_gpu(device: str, met: list[bool]) -> None:
+    outcome = Outcome("gpu", "GPU")
+    gpu.conclude(outcome, "m", device, dict(zip(gpu.STAGES, ([100.0], [80.0], [60.0], [59.0]), strict=True)))
+    assert [target.met for target in outcome.targets] == met
+    assert bool(outcome.notes) != bool(met)
+
+
+def test_decoders_that_are_not_there_are_named() -> None:
+    outcome = Outcome("gpu", "GPU")
+    gpu.decoders(outcome, "m", {"decoded by the CPU": 900.0, "decoded by torchcodec": "ImportError: no torchcodec"})
+    assert outcome.tables[0].rows == [["decoded by the CPU", "900.0"]]
+    assert outcome.notes == ["m: not decoded by torchcodec: ImportError: no torchcodec"]
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")  # of torchvision: superseded by torchcodec
+def test_what_the_device_decodes_and_resizes_is_what_a_worker_does(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("skimage")
+    spec = ModelDescription.model_validate(description_fields(), strict=False).preprocess
+    files = [path.read_bytes() for path in make_photos(tmp_path, 4)]
+    worker, device = (make(spec, "cpu")(files) for make in list(_gpu_decode.DECODERS.values())[:2])
+    assert worker.shape == device.shape == (4, 3, *spec.output_size)
+    assert (worker.float() - device.float()).abs().mean() < 3
+
+
+def test_every_part_has_its_place_on_the_page() -> None:
+    places = [report._place(part) for part in bench.PARTS]
+    assert places == list(range(len(bench.PARTS)))
 
 
 def test_the_page(tmp_path: Path) -> None:

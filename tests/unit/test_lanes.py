@@ -8,7 +8,15 @@ import threading
 import pytest
 
 from classifleet.config import Lane
-from classifleet.worker.lanes import BULK_EVERY, LaneExecutor, LaneQueue, LaneSlots, may_hold, next_turn
+from classifleet.worker.lanes import (
+    BULK_EVERY,
+    SPARE_TIMES,
+    LaneExecutor,
+    LaneQueue,
+    LaneSlots,
+    may_hold,
+    next_turn,
+)
 from tests.support.waiting import wait_until_async
 
 
@@ -116,6 +124,31 @@ def test_threads_take_interactive_first_and_leave_what_was_given_up() -> None:
 
     asyncio.run(scenario())
     assert order == ["i", "b0", "b2"]
+
+
+def test_lost_threads_are_replaced_up_to_a_bound_and_end_when_their_calls_return() -> None:
+    gates = [threading.Event() for _ in range(1 + SPARE_TIMES)]
+
+    async def scenario() -> None:
+        with LaneExecutor(1, "test") as executor:
+            for number, gate in enumerate(gates, 1):
+                future = executor.submit("bulk", gate.wait, 10)
+                await wait_until_async(executor.busy, "the call to begin")
+                assert executor.give_up(60) == ([], pytest.approx(60, abs=1))
+                assert executor.give_up(0)[0] == [future]
+                assert (executor.lost, executor.busy()) == (number, False)
+            waits = executor.submit("bulk", int, "7")
+            executor.give_up(0)
+            assert not waits.done()  # so many are stuck that nothing more is begun
+            gates[0].set()
+            assert await waits == 7
+            assert executor.lost == len(gates) - 1
+        assert executor.lost == len(gates) - 1  # the end waits for none of them
+        for gate in gates:
+            gate.set()
+        await wait_until_async(lambda: not executor.lost, "the threads to end")
+
+    asyncio.run(scenario())
 
 
 def test_what_a_call_raises_arrives() -> None:

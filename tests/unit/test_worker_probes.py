@@ -30,6 +30,8 @@ WELL = Vitals()
         (replace(WELL, chunks_still_seconds=110), None),
         (replace(WELL, chunks_still_seconds=111), "chunks are at work and none has ended for 111 s"),
         (replace(WELL, chunks_still_seconds=111, away={"ledger": 50.0}), None),
+        (replace(WELL, decoders=2, decoders_lost=8), None),
+        (replace(WELL, decoders=2, decoders_lost=9), "9 decode threads are stuck in their images"),
     ],
 )
 def test_what_only_a_restart_ends(vitals: Vitals, says: str | None) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -21,6 +23,8 @@ from classifleet.config import Lane
 LANES: Final[tuple[Lane, ...]] = ("interactive", "bulk")  # in order of precedence
 BULK_EVERY: Final = 8
 OWN_SHARE: Final = 8
+SPARE_TIMES: Final = 4
+"""Lost threads are replaced until they are so many times as many as may be at work."""
 
 T = TypeVar("T")
 
@@ -139,7 +143,7 @@ class _Holding(AbstractAsyncContextManager[None]):
         self._slots.release(self._lane)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Work:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
@@ -155,17 +159,22 @@ class LaneExecutor:
     A `ThreadPoolExecutor` behind `asyncio.wrap_future` costs 80 microseconds a call, most of it for futures with locks
     of their own and for waking the event loop. Here the loop is woken once for all that ends before it looks.
 
+    No thread can be ended from outside. One whose call is given up is *lost*: another takes its place, and it ends
+    when its call returns, if ever.
+
     Args:
-        threads: At most; they start when there is work for them.
+        threads: Beside those that are lost, at most; they start when there is work for them.
         name: Of the threads.
     """
 
     def __init__(self, threads: int, name: str) -> None:
-        self._limit = threads
+        self.threads = threads
+        self.lost = 0
         self._name = name
         self._ready = threading.Condition()
         self._queue: LaneQueue[_Work] = LaneQueue()
-        self._threads: list[threading.Thread] = []
+        self._running: dict[_Work, float] = {}  # since when, the oldest first
+        self._serving = 0
         self._idle = 0
         self._closed = False
         self._ended: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
@@ -191,21 +200,41 @@ class LaneExecutor:
             if self._closed:
                 raise RuntimeError(f"{self._name} is closed")
             self._queue.append(lane, _Work(loop, future, partial(call, *args)))
-            if len(self._queue) > self._idle and len(self._threads) < self._limit:
-                self._start_thread()
-            else:
+            if not self._start_thread():
                 self._ready.notify()
         return future
 
+    def busy(self) -> bool:
+        """Whether a call runs that was not given up."""
+        return bool(self._running)
+
+    def give_up(self, seconds: float) -> tuple[list[asyncio.Future[Any]], float]:
+        """Count the threads as lost whose calls have run for so long, and let others serve what waits.
+
+        Returns:
+            The futures of these calls, and after how many seconds the next call may have run for so long.
+        """
+        with self._ready:
+            now = time.monotonic()
+            late = list(takewhile(lambda work: self._running[work] + seconds <= now, self._running))
+            for work in late:
+                del self._running[work]
+            self.lost += len(late)
+            self._serving -= len(late)
+            self._ready.notify_all()
+            while self._start_thread():
+                pass
+            return [work.future for work in late], seconds + next(iter(self._running.values()), now) - now
+
     def close(self, *, wait: bool = True) -> None:
-        """End the threads: when all is done, or without waiting, and without what has not begun."""
+        """End the threads: when all is done but what is given up, or without waiting for it or beginning any more."""
         with self._ready:
             self._closed = True
             if not wait:
                 self._queue = LaneQueue()
             self._ready.notify_all()
-        for thread in self._threads if wait else ():
-            thread.join()
+            if wait:
+                self._ready.wait_for(lambda: not self._serving)
 
     def __enter__(self) -> Self:
         return self
@@ -215,42 +244,58 @@ class LaneExecutor:
     ) -> None:
         self.close()
 
-    def _start_thread(self) -> None:
-        thread = threading.Thread(target=self._serve, name=f"{self._name}-{len(self._threads)}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    def _start_thread(self) -> bool:
+        """Start one if there is work for it and it may be."""
+        most = min(self.threads, self.threads * (1 + SPARE_TIMES) - self.lost)
+        if len(self._queue) <= self._idle or self._serving >= most:
+            return False
+        threading.Thread(target=self._serve, name=f"{self._name}-{self._serving}", daemon=True).start()
+        self._serving += 1
+        return True
 
     def _serve(self) -> None:
-        while (work := self._next()) is not None:
-            if work.future.done():
-                continue
+        goes_on = True
+        while goes_on and (work := self._next()) is not None:
             try:
-                self._end((work, work.call(), None))
+                goes_on = self._end((work, work.call(), None))
             except BaseException as error:  # noqa: BLE001 - carried over to the task that waits
-                self._end((work, None, error))
+                goes_on = self._end((work, None, error))
 
     def _next(self) -> _Work | None:
+        """What to do next; None for a thread that is to end."""
         with self._ready:
-            while not len(self._queue):
-                if self._closed:
-                    return None
-                self._idle += 1
-                self._ready.wait()
-                self._idle -= 1
-            return self._queue.pop()
+            while True:
+                while not len(self._queue):
+                    if self._closed:
+                        self._serving -= 1
+                        self._ready.notify_all()
+                        return None
+                    self._idle += 1
+                    self._ready.wait()
+                    self._idle -= 1
+                work = self._queue.pop()
+                if not work.future.done():
+                    self._running[work] = time.monotonic()
+                    return work
 
-    def _end(self, outcome: _Outcome) -> None:
+    def _end(self, outcome: _Outcome) -> bool:
+        """Hand over what came of a call; false if that was given up, and its thread is to end."""
         loop = outcome[0].loop
         with self._ready:
+            if self._running.pop(outcome[0], None) is None:
+                self.lost -= 1
+                self._start_thread()
+                return False
             if loop in self._ended:  # it is about to look
                 self._ended[loop].append(outcome)
-                return
+                return True
             self._ended[loop] = [outcome]
         try:
             loop.call_soon_threadsafe(self._settle, loop)
         except RuntimeError:  # the loop is closed: nobody waits any more
             with self._ready:
                 del self._ended[loop]
+        return True
 
     def _settle(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._ready:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from classifleet.worker.health import Health
+from classifleet.worker.lanes import SPARE_TIMES
 from classifleet.worker.outages import Dependency
 
 PULSE_SECONDS: Final = 1.0
@@ -17,7 +18,7 @@ PULSE_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """The state of a worker's threads; durations in seconds."""
+    """The state of a worker's threads; durations in seconds. Of its decoders: how many it may have, and has lost."""
 
     device_alive: bool = True
     device_lost: str = ""
@@ -27,6 +28,8 @@ class Vitals:
     loop_still_seconds: float = 0.0
     consumer_still_seconds: float = 0.0
     chunks_still_seconds: float = 0.0
+    decoders: int = 1
+    decoders_lost: int = 0
     away: Mapping[Dependency, float] = field(default_factory=dict)
 
 
@@ -52,6 +55,10 @@ def problems(vitals: Vitals, *, stuck_seconds: float, chunk_seconds: float) -> l
         (
             not vitals.away and vitals.chunks_still_seconds > chunk_seconds + stuck_seconds,
             f"chunks are at work and none has ended for {vitals.chunks_still_seconds:.0f} s",
+        ),
+        (
+            vitals.decoders_lost > SPARE_TIMES * vitals.decoders,
+            f"{vitals.decoders_lost} decode threads are stuck in their images",
         ),
     ]
     return [text for wrong, text in found if wrong]

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
+
+import structlog
 
 from classifleet.config import ErrorCode, ImageError, Timings
 from classifleet.worker.instruments import STAGE_DURATION, observe
+from classifleet.worker.lanes import LaneExecutor
 from classifleet.worker.queues import Inference
 
 MS_PER_S: Final = 1000
 # Found once: looking a metric up by its label costs as much as observing it.
 _BATCH_WAIT, _FORWARD = map(STAGE_DURATION.labels, ("batch_wait", "forward"))
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 
 class Limit:
-    """Gives each image so many seconds for a stage. Lives on one event loop.
+    """Gives each image so many seconds of a thread. Lives on one event loop.
+
+    The wait for a thread does not count: with all threads stuck, images that nothing is wrong with would fail.
 
     One timer serves all that are at it, since a timer for each would cost more than the rest of this: it is set to
     the end of the oldest, and nearly all are done long before theirs.
@@ -24,41 +30,50 @@ class Limit:
     Args:
         stage: Its name, in the error.
         seconds: Of each image.
+        pool: What runs the stage.
     """
 
-    def __init__(self, stage: str, seconds: float) -> None:
+    def __init__(self, stage: str, seconds: float, pool: LaneExecutor) -> None:
         self._stage = stage
         self._seconds = seconds
-        self._ends: dict[asyncio.Future[Any], float] = {}
+        self._pool = pool
+        self._waiting = 0
         self._timer: asyncio.TimerHandle | None = None
 
     async def of(self, future: asyncio.Future[T]) -> T:
-        """Wait for the stage of one image.
+        """Wait for the stage of one image, which the pool was given.
 
         Raises:
             ImageError: `internal`: it took longer. What the stage itself raises is left as it is.
         """
-        loop = future.get_loop()
-        self._ends[future] = loop.time() + self._seconds
+        self._waiting += 1
         if self._timer is None:
-            self._timer = loop.call_later(self._seconds, self._look)
+            self._look_in(self._seconds, future.get_loop())
         try:
             return await future
         finally:
-            del self._ends[future]
-            if not self._ends and self._timer is not None:
+            self._waiting -= 1
+            if not self._at_work() and self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
 
-    def _look(self) -> None:
+    def _at_work(self) -> bool:
+        return self._waiting > 0 or self._pool.busy()  # a thread may be stuck in what nobody waits for any more
+
+    def _look_in(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(seconds, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        for future, end in self._ends.items():  # the oldest first
-            if end > future.get_loop().time():
-                self._timer = future.get_loop().call_at(end, self._look)
-                return
+        late, seconds = self._pool.give_up(self._seconds)
+        for future in late:
             if not future.done():
                 what = f"{self._stage} took longer than {self._seconds:g} s"
                 future.set_exception(ImageError(ErrorCode.INTERNAL, what))
+        if late:
+            log.warning("threads are lost", stage=self._stage, lost=self._pool.lost)
+        if self._at_work():
+            self._look_in(seconds, loop)
 
 
 def note_slowest(timings: Timings, inference: Inference, trace_id: str) -> None:
