@@ -191,6 +191,13 @@ def test_an_image_whose_producer_ended_before_it_put_the_chunk_is_taken_back(ben
     assert len(bench.run(bench.ledger.parked_images(0, 99))) == 4
 
 
+def test_looking_at_a_parked_image_does_not_make_it_younger(bench: Bench) -> None:
+    key = parked(bench, "unknown", seconds=FORGOTTEN_SECONDS - 100)
+    look = bench.ledger.take_back_blobs("unknown", "c", [SHA], idle_seconds=FORGOTTEN_SECONDS)
+    assert bench.run(look) == 0
+    assert bench.redis.object("idletime", key) >= FORGOTTEN_SECONDS - 100
+
+
 def test_the_image_of_a_dead_letter_outlives_its_job(bench: Bench) -> None:
     parked(bench, "j")
     bury(bench, letter("j.c.0"))

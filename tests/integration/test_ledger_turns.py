@@ -178,6 +178,7 @@ def test_garbage_in_what_a_queue_shares_loses_no_chunk(bench: Bench, name: str) 
     bench.redis.lpush(key, "garbage")
     before = bench.dump()
     for attempt in (
+        lambda: bench.put("b", "0", seal=True),
         lambda: bench.begin("a", "2"),
         lambda: bench.commit("a", "0", 1),
         lambda: bench.run(bench.ledger.hand_back("w1", held)),
@@ -186,11 +187,25 @@ def test_garbage_in_what_a_queue_shares_loses_no_chunk(bench: Bench, name: str) 
         with pytest.raises(LedgerUnavailable, match=f"garbage in {key}|WRONGTYPE"):
             attempt()
     assert {k: v for k, v in bench.dump().items() if "revoked" not in str(k)} == before
+    if name != "leased":
+        assert bench.run(bench.ledger.renew("w1", held, lease_ms=LONG_MS)) == [True, True], "no worker counts as dead"
     bench.redis.delete(key)
     if kept:
         bench.redis.restore(key, 0, kept)
     assert bench.commit("a", "0", 1) == (Commit.COMMITTED, False)
     assert bench.run(bench.ledger.hand_back("w1", held)) == [("a", "1")]
+
+
+def test_garbage_of_one_queue_holds_no_chunk_of_another(bench: Bench) -> None:
+    other = "classify.other.bulk"
+    fill(bench, "a", 1)
+    bench.put("b", "0", header=head(queue=other))
+    held = [(lease.job, lease.chunk, lease.attempt) for lease in (bench.begin("a", "0"), bench.begin("b", "0"))]
+    bench.redis.set(bench.keys.queue(QUEUE, "rates"), "garbage")
+    assert bench.run(bench.ledger.renew("w1", held, lease_ms=LONG_MS)) == [True, True]
+    with pytest.raises(LedgerUnavailable, match="garbage in"):
+        bench.run(bench.ledger.hand_back("w1", held))
+    assert [bench.run(bench.ledger.chunk(job, "0"))["state"] for job in "ab"] == ["leased", "queued"]
 
 
 # --- rates ---------------------------------------------------------------------------------------------------------

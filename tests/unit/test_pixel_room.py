@@ -59,7 +59,7 @@ def test_turns():
         wait_until(lambda: LARGE + 1 in turns.held, "the third to begin")
         for end in (third, *ends):
             end.set()
-    assert room._taken == 0
+    assert room.taken == 0
 
 
 def test_one_that_is_larger_than_all_room_has_it_alone():
@@ -67,8 +67,8 @@ def test_one_that_is_larger_than_all_room_has_it_alone():
     with room.turn(LARGE) as take:
         take(2 * LARGE)
         take(2 * LARGE)
-        assert room._taken == 2 * LARGE
-    assert room._taken == 0
+        assert room.taken == 2 * LARGE
+    assert room.taken == 0
 
 
 def test_a_picture_that_hangs_stops_nobody_for_ever():
@@ -76,7 +76,14 @@ def test_a_picture_that_hangs_stops_nobody_for_ever():
     with room.turn(MOST) as take, room.turn(MOST) as other:
         take(MOST)
         other(LARGE)
-        assert room._taken == MOST + LARGE
+        assert room.taken == MOST + LARGE
+
+
+def test_a_picture_that_hangs_does_not_keep_its_room():
+    room = PixelRoom(hung_seconds=0.0)
+    with room.turn(MOST) as take:
+        take(MOST)
+        assert room.taken == 0
 
 
 def test_a_failed_decode_gives_its_room_back():
@@ -84,7 +91,7 @@ def test_a_failed_decode_gives_its_room_back():
     with contextlib.suppress(OSError), room.turn(MOST) as take:
         take(LARGE)
         raise OSError("broken")
-    assert room._taken == 0
+    assert room.taken == 0
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "JPEG"])
@@ -117,7 +124,7 @@ def test_an_ordinary_photo_is_not_counted(options, counted, monkeypatch):
     taken = []
     monkeypatch.setattr(decoder, "_room", room := PixelRoom())
     preprocess = decoder.preprocess
-    monkeypatch.setattr(decoder, "preprocess", lambda *all_: (taken.append(room._taken), preprocess(*all_))[1])
+    monkeypatch.setattr(decoder, "preprocess", lambda *all_: (taken.append(room.taken), preprocess(*all_))[1])
     size = (8000, 4500) if counted else (4000, 3000)
     target = spec(resize="shortest_edge_crop", resize_size=256, crop_size=[224, 224])
     prepare(encode(Image.new("RGB", size), "JPEG", **options), {"": target}, DecodeLimits())

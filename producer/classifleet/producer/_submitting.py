@@ -98,6 +98,7 @@ class Submitting:
     ) -> Flow[bool]:
         self._require_fit(request, chunks)
         left, parked = list(chunks), 0  # the first `parked` of those left have their images parked
+        again = 0  # of so many, they were, and are parked anew
         since = self.clock()
         while left:
             missing = ""
@@ -114,7 +115,8 @@ class Submitting:
             left, parked = waiting + rest, len(waiting)
             if left:
                 missing = next(filter(None, map(lacks, replies)), missing)
-                yield from self._wait(request, missing, patience, left[: parked + 1])
+                again = min(max(again, parked), len(left))
+                yield from self._wait(request, missing, patience, left[: again + 1])
                 if self.clock() - since > PARKED_SECONDS:
                     since, parked = self.clock(), 0
         return True

@@ -113,7 +113,10 @@ class Device:
                 raise ModelError(self.lost or "the device is closed")
             self._calls.append((function, done))
             self._ready.notify()
-        return done.result()
+        try:
+            return done.result()
+        finally:
+            del done  # or error and future would keep each other, and with them what the error has seen
 
     async def infer(
         self,

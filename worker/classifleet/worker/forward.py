@@ -76,19 +76,21 @@ class Forward:
 
     def _sent(self, pixels: list[Pixels]) -> tuple[Fetch, int]:
         """What waits for the scores, and how many rows they will have."""
-        batch = self._together(pixels)
-        if not isinstance(self._backend, Overlapping):
-            return partial(self._backend.run, batch), len(batch)
+        size = self._sizes.padded(len(pixels))
         try:
-            return self._backend.begin(batch), len(batch)
+            batch = self._together(pixels, size)
+            if isinstance(self._backend, Overlapping):
+                return self._backend.begin(batch), size
+            return partial(self._backend.run, batch), size
         except Exception as error:  # noqa: BLE001 - judged where the scores are waited for
-            return partial(_raise, error.with_traceback(None)), len(batch)
+            return partial(_raise, _alone(error)), size
 
     def _finish(self, fetch: Fetch, size: int, pixels: list[Pixels], reason: Reason) -> Answers:
         try:
             return self._once(fetch, size, pixels, reason)
         except Exception as error:  # noqa: BLE001 - a model is the user's code and may raise anything
             what, text = failure(error), brief(error)
+            _alone(error)
         # Beyond the handler: the traceback of the error keeps the tensors of its batch.
         if what == "lost":
             raise DeviceLost(text)
@@ -128,9 +130,8 @@ class Forward:
         bad = f"{self._model}: the output holds NaN or infinity"
         return [row if np.isfinite(row).all() else ImageError(ErrorCode.MODEL_FAILED, bad) for row in scores]
 
-    def _together(self, pixels: list[Pixels]) -> Pixels:
+    def _together(self, pixels: list[Pixels], size: int) -> Pixels:
         """The images in one array; rows of padding are black."""
-        size = self._sizes.padded(len(pixels))
         if size == len(pixels):
             return np.stack(pixels)
         PADDED_IMAGES.labels(self._model).inc(size - len(pixels))
@@ -160,3 +161,9 @@ class Forward:
 
 def _raise(error: Exception) -> NoReturn:
     raise error
+
+
+def _alone(error: Exception) -> Exception:
+    """Without what it has seen: tracebacks, also those of its causes, keep the tensors of a batch."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error

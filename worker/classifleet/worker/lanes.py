@@ -249,7 +249,10 @@ class LaneExecutor:
         most = min(self.threads, self.threads * (1 + SPARE_TIMES) - self.lost)
         if len(self._queue) <= self._idle or self._serving >= most:
             return False
-        threading.Thread(target=self._serve, name=f"{self._name}-{self._serving}", daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, name=f"{self._name}-{self._serving}", daemon=True).start()
+        except RuntimeError:  # the system has no more; those that there are go on
+            return False
         self._serving += 1
         return True
 

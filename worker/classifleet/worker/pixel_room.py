@@ -7,6 +7,7 @@ are not counted: a JPEG of any size is scaled to less than `SMALL_PIXELS` while 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -14,6 +15,8 @@ from typing import Final
 SMALL_PIXELS: Final = 4_000_000
 PATIENCE_SECONDS: Final = 20.0
 """A large picture waits no longer: small ones must not hold it back for ever, nor one whose decoder hangs."""
+HUNG_SECONDS: Final = 120.0
+"""A picture that takes longer does not count any more: its decoder hangs, and would keep its room for ever."""
 Take = Callable[[int], None]
 """Waits until there is room for so many pixels. Only the first call of a turn counts."""
 
@@ -23,12 +26,20 @@ class PixelRoom:
 
     Args:
         patience_seconds: After it a picture goes ahead, room or not.
+        hung_seconds: After it a picture's room is free.
     """
 
-    def __init__(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(self, patience_seconds: float = PATIENCE_SECONDS, hung_seconds: float = HUNG_SECONDS) -> None:
         self._patience_seconds = patience_seconds
-        self._taken = 0
+        self._hung_seconds = hung_seconds
+        self._taken: dict[object, tuple[float, int]] = {}  # since when, and pixels
         self._freed = threading.Condition()
+
+    @property
+    def taken(self) -> int:
+        """Pixels of the pictures that are decoded now, but for those that hang."""
+        begun = time.monotonic() - self._hung_seconds
+        return sum(pixels for since, pixels in self._taken.values() if since > begun)
 
     @contextmanager
     def turn(self, most: int) -> Iterator[Take]:
@@ -37,21 +48,19 @@ class PixelRoom:
         Args:
             most: Pixels in all turns at one time.
         """
-        mine = 0
+        mine = object()
 
         def take(pixels: int) -> None:
-            nonlocal mine
-            if mine or pixels <= SMALL_PIXELS:
+            if mine in self._taken or pixels <= SMALL_PIXELS:
                 return
             with self._freed:
-                self._freed.wait_for(lambda: not self._taken or self._taken + pixels <= most, self._patience_seconds)
-                mine = pixels
-                self._taken += pixels
+                self._freed.wait_for(lambda: not self.taken or self.taken + pixels <= most, self._patience_seconds)
+                self._taken[mine] = time.monotonic(), pixels
 
         try:
             yield take
         finally:
-            if mine:
+            if mine in self._taken:
                 with self._freed:
-                    self._taken -= mine
+                    del self._taken[mine]
                     self._freed.notify_all()

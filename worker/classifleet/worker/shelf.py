@@ -324,15 +324,19 @@ class Shelf:
             raise ModelError(f"{entry.key} ({least} bytes) is larger than models_memory_bytes ({limit})")
         # Measured sizes are inexact: a model that seemed larger than the limit may have all of it.
         need = max(least, min(entry.size_bytes, limit))
-        self._unload(partial(self._wait_for_room, entry.key, need, limit), evicted=True)
+        self._unload(partial(self._wait_for_room, entry.key, need, least), evicted=True)
 
-    def _wait_for_room(self, key: str, need: int, limit: int) -> list[str]:
+    def _wait_for_room(self, key: str, need: int, least: int) -> list[str]:
         """What to evict, once it is unused; others may take the lock meanwhile."""
-        end = time.monotonic() + ROOM_SECONDS
+        limit, end = self._settings.models_memory_bytes, time.monotonic() + ROOM_SECONDS
         while (gone := versions.evictions(self._loaded(), need, limit)) is None:
             left = end - time.monotonic()
             if left <= 0 or self._closed:
-                raise NoRoom(f"no room for {key} ({need} bytes) within models_memory_bytes ({limit})")
+                # Or a job that asks for both, which fitted when they were loaded first, could never be done.
+                gone = versions.evictions(self._loaded(), least, limit)
+                if gone is None or self._closed:
+                    raise NoRoom(f"no room for {key} ({need} bytes) within models_memory_bytes ({limit})")
+                return gone
             self._returned.wait(left)
         return gone
 

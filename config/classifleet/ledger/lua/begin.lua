@@ -67,6 +67,7 @@ if not c then
     if other then c, refused = other, nil end
   end
   if refused then return {refused} end
+  require_sound(c.queue)
   serve(c)
   dequeue(c)
   count(c.queue, 'leased', c.n)

@@ -15,6 +15,7 @@ local c = load(job, chunk)
 local writable = won == false and attempted('LLEN', log_key) and attempted('HLEN', records_key)
 local held = fields(chunk_key(job, chunk), 'digest', 'payload', 'room', 'history')
 if not c or not writable or not held[1] or of_others(held[1]) then return {'GONE', 0} end
+require_sound(c.queue)
 local codes, dead, keep = cjson.decode(codes_json), cjson.decode(dead_json), {}
 for _, letter in ipairs(dead) do keep[letter.ref] = (keep[letter.ref] or 0) + 1 end
 redis.call('DEL', c.key)

@@ -2,6 +2,7 @@
 local job, chunk, owner, attempt = unpack(ARGV)
 local c = load(job, chunk)
 if not held_by(c, owner, attempt) then return 0 end
+require_sound(c.queue)
 leave(c)
 redis.call('HDEL', c.key, 'owner', 'grant', 'mark')
 redis.call('HSET', c.key, 'state', 'parked')

@@ -24,7 +24,8 @@ local function attempted(command, key, ...)
   return reply
 end
 local function fields(key, ...) return attempted('HMGET', key, ...) or {} end
--- What all chunks of a queue share is written in the middle of transitions: garbage in it stops them before they begin.
+-- What all chunks of a queue share is written in the middle of transitions. So whatever moves a chunk asks first, and
+-- garbage stops it before it begins.
 local sound = {}
 local function require_sound(queue)
   if sound[queue] then return end
@@ -49,7 +50,6 @@ local function load(job, chunk)
   local c = fields(chunk_key(job, chunk), 'state', 'n', 'attempt', 'deaths', 'queued_at', 'owner', 'grant')
   if not j[1] or not c[1] or not tonumber(c[2]) or not tonumber(c[3]) or not tonumber(c[4]) or not tonumber(c[5])
     or not attempted('ZCARD', pending_key(job)) then return nil end
-  require_sound(j[1])
   return {job = job, chunk = chunk, member = job .. '/' .. chunk, key = chunk_key(job, chunk), queue = j[1],
     cancelled = j[2], state = c[1], n = tonumber(c[2]), attempt = tonumber(c[3]), deaths = tonumber(c[4]),
     queued_at = c[5], owner = c[6], grant = c[7]}

@@ -44,6 +44,7 @@ if chunk ~= '' then
       return wait('FULL', 'queue', whole(images), queue)
     end
     if full(#payload + room, share) then return wait('FULL', 'memory', whole(images), queue) end
+    require_sound(queue)
     outcome = 'NEW'
   end
 end

@@ -5,6 +5,7 @@ even_when_full()
 redis.call('SET', P .. 'revoked:' .. grant, 1, 'PX', keep_ms)
 local c = granted(queue, grant)
 if not c then return {} end
+require_sound(c.queue)
 to_queue(c)
 remember(c, 'handed back')
 return {c.member}

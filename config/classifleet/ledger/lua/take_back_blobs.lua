@@ -8,16 +8,17 @@ local taken = 0
 for i = 4, #ARGV do
   local name = job .. ':' .. chunk .. ':' .. ARGV[i]
   local key = P .. 'blob:' .. name
-  local still = redis.call('OBJECT', 'IDLETIME', key)
-  local member = name .. ':' .. redis.call('STRLEN', key)
-  local ends = redis.call('ZSCORE', P .. 'blobs', member)
-  -- An image that a commit kept for a dead letter ends at the same time as the letter; its job may be long gone.
-  local kept = idle > 0 and ends and redis.call('ZCOUNT', P .. 'dead', ends, ends) > 0
-  if ends and not kept and (still or 0) >= idle then
-    redis.call('DEL', key)
-    redis.call('ZREM', P .. 'blobs', member)
-    redis.call('DECRBY', P .. 'blob_bytes', string.match(member, '(%d+)$'))
-    taken = taken + 1
+  if (redis.call('OBJECT', 'IDLETIME', key) or 0) >= idle then -- asked first: it counts from the last look at the key
+    local member = name .. ':' .. redis.call('STRLEN', key)
+    local ends = redis.call('ZSCORE', P .. 'blobs', member)
+    -- An image that a commit kept for a dead letter ends at the same time as the letter; its job may be long gone.
+    local kept = idle > 0 and ends and redis.call('ZCOUNT', P .. 'dead', ends, ends) > 0
+    if ends and not kept then
+      redis.call('DEL', key)
+      redis.call('ZREM', P .. 'blobs', member)
+      redis.call('DECRBY', P .. 'blob_bytes', string.match(member, '(%d+)$'))
+      taken = taken + 1
+    end
   end
 end
 return taken
