@@ -113,7 +113,7 @@ def test_clock(scenario: Scenario) -> None:
             it.start(1)
 
 
-@pytest.mark.chaos("16", "1,000 chunks to restore at once")
+@pytest.mark.chaos("16", "1,000 chunks to restore at once", within=130)
 @pytest.mark.timeout(600)
 def test_restore(scenario: Scenario) -> None:
     """Interactive images go on while all of them come back."""

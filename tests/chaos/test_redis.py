@@ -50,7 +50,7 @@ def test_redis_killed(scenario: Scenario) -> None:
                 wait_for_more(it, 200)
 
 
-@pytest.mark.chaos("5", "Redis killed, without persistence")
+@pytest.mark.chaos("5", "Redis killed, without persistence", within=240)
 def test_redis_forgets(scenario: Scenario) -> None:
     """What was accepted is unknown then, and nothing says otherwise; submitted again, it completes once."""
     options = ("--appendonly", "no")

@@ -154,7 +154,7 @@ def primaries(*chromaticities: tuple[float, float], exponent: float | None = 0.4
     """A PNG with white, red, green and blue."""
     data = encode(noise(60, 40), "PNG") if exponent is None else gamma(exponent, noise(60, 40))
     return with_chunk(
-        data, b"cHRM", struct.pack(">8I", *(round(x * 100_000) for pair in chromaticities for x in pair))
+        data, b"cHRM", struct.pack(">8i", *(round(x * 100_000) for pair in chromaticities for x in pair))
     )
 
 
@@ -179,11 +179,20 @@ def test_primaries_that_swap_colours_are_refused(swapped):
         ((0.31, 0.316), (0.67, 0.33), (0.21, 0.71), (0.14, 0.08)),
         ((0.0, 0.0),) * 4,
         (WHITE, R, R, R),
+        ((0.32168, 0.33767), (0.7347, 0.2653), (0.0, 1.0), (0.0001, -0.077)),
+        ((3.127, 3.29), (6.4, 3.3), (3.0, 6.0), (1.5, 0.6)),
     ],
-    ids=["sRGB", "P3", "Adobe", "BT.2020", "ProPhoto", "NTSC", "zeros", "one colour"],
+    ids=["sRGB", "P3", "Adobe", "BT.2020", "ProPhoto", "NTSC", "zeros", "one colour", "ACES", "out of range"],
 )
 def test_ordinary_and_meaningless_primaries_are_not_applied(ordinary):
     assert np.array_equal(pixels(primaries(*ordinary)), np.asarray(noise(60, 40)))
+
+
+def test_greys_have_no_primaries():
+    grey = noise(60, 40).convert("L")
+    odd = struct.pack(">8i", *(round(x * 100_000) for pair in (WHITE, B, G, R) for x in pair))
+    data = with_chunk(gamma(0.45455, grey), b"cHRM", odd)
+    assert np.array_equal(pixels(data)[..., 0], np.asarray(grey))
 
 
 @pytest.mark.parametrize("exponent", [0.45455, 0.5, 0.55556, 0.0])

@@ -55,3 +55,25 @@ def test_a_folder_that_cannot_be_written_to_remembers_nothing(tmp_path):
         assert not tried.fatal("any")
     with Attempts().trying("any"):
         pass
+
+
+def test_a_process_that_is_told_to_end_takes_its_line_back(tmp_path):
+    """It ends at once, by `os._exit`, while the model is compiled."""
+    told = DIES.replace("os.kill(os.getpid(), 9)", "stopping._end()").replace(
+        "import os,", "from classifleet.worker import stopping\nimport os,"
+    )
+    outcome = tmp_path / "m-1-0.json"
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", told, outcome], check=False, timeout=60).returncode == 0
+    assert (tmp_path / "m-1-0.trying").read_text() == ""
+    with attempts(outcome) as tried:
+        assert not tried.fatal("bad")
+
+
+def test_a_volume_that_is_full_remembers_nothing(tmp_path):
+    full = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + DIES.replace(
+        "os.kill(os.getpid(), 9)", "sys.exit(tried.fatal('bad'))"
+    ).replace("with attempts", "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\nwith attempts")
+    outcome = tmp_path / "m-1-0.json"
+    ended = subprocess.run([sys.executable, "-c", full, outcome], check=False, timeout=60, capture_output=True)
+    assert ended.returncode == 0, ended.stderr

@@ -43,11 +43,13 @@ _EXACT: Final = ImageCms.Flags.NOCACHE | ImageCms.Flags.NOOPTIMIZE
 CACHED_PROFILE_BYTES: Final = 64 << 10
 _SPACES: Final = {
     "RGB": ("RGB ", ("RGB", "RGBA", "P", "PA")),
-    "L": ("GRAY", ("1", "L", "LA")),
+    "L": ("GRAY", ("1", "L", "LA", "I", "I;16")),
     "CMYK": ("CMYK", ("CMYK",)),
 }
 _LATTICE: Final = np.stack(np.meshgrid(*[np.linspace(0, 255, 9).astype(np.uint8)] * 3), axis=-1).reshape(1, -1, 3)
 _SRGB_CHROMATICITIES: Final = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # x and y of white, red, green, blue
+_UNSIGNED_TURN: Final = 2**32 / 100_000
+_LARGEST_CHROMATICITY: Final = 1.1
 _BRADFORD: Final = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _SDR_TRANSFERS: Final = frozenset({1, 4, 6, 13, 14, 15})  # H.273: BT.709 and its twins, gamma 2.2, sRGB
 
@@ -74,7 +76,8 @@ def correction(image: Image.Image, data: bytes) -> Correction | None:
     gamma = image.info.get("gamma", 0.0)
     if image.format != "PNG" or "srgb" in image.info or gamma <= 0:
         return None
-    if primaries := image.info.get("chromaticity"):  # browsers obey them beside a gamma alone
+    primaries = image.info.get("chromaticity")  # browsers obey them beside a gamma alone; greys have none
+    if primaries and image.mode not in _SPACES["L"][1]:
         _refuse_strange(primaries)
     return _gamma(gamma)
 
@@ -91,7 +94,11 @@ def _refuse_hdr(code: bytes) -> None:
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG in colours other than 8-bit RGB's (cICP {list(code)})")
 
 
-def _refuse_strange(chromaticities: Sequence[float]) -> None:
+def _refuse_strange(stored: Sequence[float]) -> None:
+    # Pillow reads them unsigned; of imaginary primaries, such as ACES', some are below zero
+    chromaticities = [value - _UNSIGNED_TURN if value >= _UNSIGNED_TURN / 2 else value for value in stored]
+    if max(map(abs, chromaticities)) > _LARGEST_CHROMATICITY:  # libpng ignores those
+        return
     try:
         matrix = np.linalg.solve(_cones(_SRGB_CHROMATICITIES), _cones(chromaticities))
     except (ArithmeticError, np.linalg.LinAlgError):  # of no colours: browsers ignore it

@@ -38,7 +38,7 @@ from classifleet.worker.pixel_room import PixelRoom, Take
 from classifleet.worker.preprocess import SIDEWAYS, Picture, averages, preprocess, scaled_size
 from classifleet.worker.turbo import is_lossless, turbo_pixels
 
-__all__ = ["DecodeLimits", "Decoded", "decode", "prepare"]
+__all__ = ["DecodeLimits", "Decoded", "decode", "prepare", "wait_at_most"]
 DRAFT_MARGIN: Final = 3.5
 """A JPEG is decoded at no less than this many times the size it will be resized to.
 
@@ -70,6 +70,11 @@ class Decoded:
     def picture(self, spec: Preprocess) -> Picture:
         """The picture for one of the targets that `decode` was given."""
         return self.pictures[spec.background]
+
+
+def wait_at_most(seconds: float) -> None:
+    """How long a large picture waits for others in this process; default: `pixel_room.PATIENCE_SECONDS`."""
+    _room.patience_seconds = seconds
 
 
 def decode(

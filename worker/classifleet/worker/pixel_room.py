@@ -24,13 +24,16 @@ Take = Callable[[int], None]
 class PixelRoom:
     """Room for pixels, shared by threads.
 
-    Args:
+    Attributes:
         patience_seconds: After it a picture goes ahead, room or not.
+
+    Args:
+        patience_seconds: See above.
         hung_seconds: After it a picture's room is free.
     """
 
     def __init__(self, patience_seconds: float = PATIENCE_SECONDS, hung_seconds: float = HUNG_SECONDS) -> None:
-        self._patience_seconds = patience_seconds
+        self.patience_seconds = patience_seconds
         self._hung_seconds = hung_seconds
         self._taken: dict[object, tuple[float, int]] = {}  # since when, and pixels
         self._freed = threading.Condition()
@@ -54,7 +57,7 @@ class PixelRoom:
             if mine in self._taken or pixels <= SMALL_PIXELS:
                 return
             with self._freed:
-                self._freed.wait_for(lambda: not self.taken or self.taken + pixels <= most, self._patience_seconds)
+                self._freed.wait_for(lambda: not self.taken or self.taken + pixels <= most, self.patience_seconds)
                 self._taken[mine] = time.monotonic(), pixels
 
         try:

@@ -31,7 +31,7 @@ from classifleet.worker.cache_shared import open_cache
 from classifleet.worker.chunks import ChunkRunner
 from classifleet.worker.commits import Committer
 from classifleet.worker.cores import usable_cores
-from classifleet.worker.decode import DecodeLimits
+from classifleet.worker.decode import DecodeLimits, wait_at_most
 from classifleet.worker.device import Device
 from classifleet.worker.drain import Drain
 from classifleet.worker.elsewhere import Elsewhere
@@ -46,6 +46,7 @@ from classifleet.worker.lending import Lender
 from classifleet.worker.memory import MemoryWatch, cgroup_limit, limit_bytes
 from classifleet.worker.outages import Outages, WatchedRunner, is_away
 from classifleet.worker.pipeline import Pipeline
+from classifleet.worker.pixel_room import PATIENCE_SECONDS
 from classifleet.worker.polling import Polling
 from classifleet.worker.probes import Pulse, Vitals, live
 from classifleet.worker.reconciler import Reconciler
@@ -299,6 +300,8 @@ class Runtime:
         settings = self.settings
         sandbox = self._sandbox()
         decoders = settings.decode_threads or shelf.decode_threads or usable_cores()
+        # The wait is a part of the time that its thread is given.
+        wait_at_most(min(PATIENCE_SECONDS, settings.decode_timeout_seconds / 4))
         decode_pool = LaneExecutor(decoders, "classifleet-decode")
         self._stack.callback(decode_pool.close)
         limits = DecodeLimits(

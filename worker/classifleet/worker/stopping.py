@@ -11,7 +11,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
-from classifleet.worker.exits import EXIT_OK
+from classifleet.worker.exits import EXIT_OK, POLITELY
 from classifleet.worker.intake import watch
 
 if TYPE_CHECKING:
@@ -54,4 +54,6 @@ def install(app: Celery, runtime: Runtime) -> None:
 
 def _end(*_: Any) -> None:
     """Without the usual way out, which would wait for the model that is being loaded: nothing can interrupt that."""
+    for call in POLITELY:
+        call()
     os._exit(EXIT_OK)

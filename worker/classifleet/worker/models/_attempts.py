@@ -2,18 +2,22 @@
 
     <entry>.trying   a line for each variant at which a process ended, and one for what is tried now
 
-A process that is told to end while it tunes leaves the same trace as one that was killed: once is no proof.
+A process that is told to end takes its line back (`exits.POLITELY`). One that is killed from outside leaves the same
+trace as one that its variant killed: once is no proof.
 """
 
 from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 import structlog
+
+from classifleet.worker.exits import POLITELY
 
 PROOF: Final = 2
 SUFFIX: Final = ".trying"
@@ -23,7 +27,7 @@ log = structlog.get_logger(__name__)
 class Attempts:
     """Remembers what is tried; without a file it remembers nothing."""
 
-    def __init__(self, file: TextIO | None = None, ended: Sequence[str] = ()) -> None:
+    def __init__(self, file: FileIO | None = None, ended: Sequence[str] = ()) -> None:
         self._file = file
         self._ended = ended
 
@@ -40,14 +44,26 @@ class Attempts:
     def trying(self, variant: str) -> Iterator[None]:
         """While it is tried. An exception that leaves this ends the process, as a lost device does."""
         self._write([*self._ended, variant])
-        yield
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            self.withdraw()
+            raise
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """Nothing is tried now."""
         self._write(self._ended)
 
     def _write(self, lines: Sequence[str]) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.truncate(0)  # opened to append: what is written stands at its end
-            self._file.writelines(f"{line}\n" for line in lines)
-            self._file.flush()
+            self._file.write("".join(f"{line}\n" for line in lines).encode())
+        except OSError as error:  # a full volume must not end a worker
+            log.debug("not remembered what is tried", error=str(error))
+            self._file = None
 
 
 @contextmanager
@@ -57,15 +73,18 @@ def attempts(outcome: Path) -> Iterator[Attempts]:
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("a+"))
+            file = stack.enter_context(FileIO(path, "a+"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it ends with the process, however that ends
         except OSError as error:
             log.debug("not remembered what is tried", file=str(path), error=str(error))  # or another process tunes
             yield Attempts()
             return
         file.seek(0)
-        made = Attempts(file, file.read().split())
+        made = Attempts(file, file.read().decode(errors="replace").split())
+        POLITELY.append(made.withdraw)
+        stack.callback(POLITELY.remove, made.withdraw)
         yield made
-        path.write_text("".join(f"{line}\n" for line in made.killers))
-        if not made.killers:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.write_text("".join(f"{line}\n" for line in made.killers))
+            if not made.killers:
+                path.unlink(missing_ok=True)

@@ -84,7 +84,7 @@ def _opened(ways: Ways, tuning: Tuning | None) -> Backend | None:
     try:
         return ways.open(BY_NAME[tuning.chosen.variant], threads=threads)
     except Exception as error:
-        if failure(error) == "lost":
+        if failure(error) != "model":  # memory that another process takes is no reason to tune with what is left
             raise
         key, variant = ways.description.key, tuning.chosen.variant
         log.warning("variant cannot be loaded; as if not tuned", model=key, variant=variant, error=brief(error))
