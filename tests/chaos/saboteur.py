@@ -35,7 +35,7 @@ NEWER_FIELD: Final = "hint"
 
 
 def at_turn(turn: int, harm: Callable[[], object]) -> Callable[[], None]:
-    """A function that does harm once, when it is called for the n-th time or later and another chunk is at work."""
+    """A function that does harm once, when it is called for the n-th time or later and other chunks are at work."""
     turns, once = itertools.count(1), threading.Lock()
 
     def called() -> None:
@@ -46,10 +46,13 @@ def at_turn(turn: int, harm: Callable[[], object]) -> Callable[[], None]:
 
 
 def at_work() -> bool:
-    """Whether a chunk is being classified: one that is neither committed nor about to be."""
+    """Whether a chunk is being classified: one that is neither committed nor about to be.
+
+    Not while that one is a suspect: its image would be convicted, as docs/guarantees.md says.
+    """
     from classifleet.worker.app import runtime
 
-    return bool(runtime.chunks._running)
+    return bool(runtime.chunks._running) and not runtime.chunks._gate._alone
 
 
 def crash() -> None:
