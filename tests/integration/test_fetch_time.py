@@ -234,17 +234,24 @@ def test_slow_names_do_not_keep_other_names_waiting(monkeypatch):
     asyncio.run(scenario())
 
 
-def test_an_attack_on_names_does_not_outlive_itself(monkeypatch):
-    """Names that were given up before their lookup began are never looked up; names that others wait for, at once."""
-    for name, value in {"DNS_THREADS": 2, "SLOW_DNS_THREADS": 2, "LOOKUP_SECONDS": 0.3}.items():
-        monkeypatch.setattr(f"classifleet.worker.ingest.resolver.{name}", value)
-    release, asked = threading.Event(), []
+def slow_names(address, release, asked):
+    """Names that begin with `slow` are answered when told so; all are noted."""
 
     def getaddrinfo(host, port, **_):
         asked.append(host)
         if host.startswith("slow"):
             release.wait(NEVER_SECONDS)
-        return answers([LOOPBACK])(host, port)
+        return answers([address])(host, port)
+
+    return getaddrinfo
+
+
+def test_an_attack_on_names_does_not_outlive_itself(monkeypatch):
+    """Names that were given up before their lookup began are never looked up; names that others wait for, at once."""
+    for name, value in {"DNS_THREADS": 2, "SLOW_DNS_THREADS": 2, "LOOKUP_SECONDS": 0.3}.items():
+        monkeypatch.setattr(f"classifleet.worker.ingest.resolver.{name}", value)
+    release, asked = threading.Event(), []
+    getaddrinfo = slow_names(LOOPBACK, release, asked)
 
     async def scenario():
         async with serve() as site, fetching(f"{LOOPBACK}:{site.port}", getaddrinfo=getaddrinfo) as fetcher:
@@ -267,12 +274,7 @@ def test_a_lookup_goes_on_while_anybody_waits_for_it(monkeypatch):
     for name, value in {"DNS_THREADS": 1, "SLOW_DNS_THREADS": 1}.items():
         monkeypatch.setattr(f"classifleet.worker.ingest.resolver.{name}", value)
     release, asked = threading.Event(), []
-
-    def getaddrinfo(host, port, **_):
-        asked.append(host)
-        if host.startswith("slow"):
-            release.wait(NEVER_SECONDS)
-        return answers([PUBLIC])(host, port)
+    getaddrinfo = slow_names(PUBLIC, release, asked)
 
     async def scenario():
         resolver = CheckedResolver(AddressPolicy(), getaddrinfo)
