@@ -202,12 +202,11 @@ class Arena:
         return recovery
 
     def stop(self, victim: Worker) -> None:
-        """SIGSTOP while it holds leases, and no image that its death would convict."""
+        """SIGSTOP while it holds leases."""
 
         def stopped_at_work() -> bool:
             victim.process.signal(signal.SIGSTOP)
-            held = self.observer.at_work({victim.process.pid})
-            if held and not any(each.alone for each in held):
+            if self.observer.at_work({victim.process.pid}):
                 return True
             victim.process.signal(signal.SIGCONT)
             return False

@@ -22,8 +22,6 @@ class AtWork:
     attempt: int
     images: int
     pid: int
-    alone: bool
-    """A suspect, with an image that is convicted if the process dies now, whoever killed it (docs/guarantees.md)."""
 
 
 class Observer:
@@ -39,11 +37,11 @@ class Observer:
         for queue in QUEUES:
             for member in self.client.zrange(self.keys.queue(queue, "leased"), 0, -1):
                 job, _, chunk = member.partition("/")
-                fields = self.client.hmget(self.keys.chunk(job, chunk), "owner", "attempt", "n", "mark")
-                owner, attempt, images, mark = fields
+                fields = self.client.hmget(self.keys.chunk(job, chunk), "owner", "attempt", "n")
+                owner, attempt, images = fields
                 if owner is not None:  # None: committed meanwhile
                     pid = int(owner.split(":")[-2])
-                    found.append(AtWork(job, chunk, int(attempt), int(images), pid, alone=bool(mark)))
+                    found.append(AtWork(job, chunk, int(attempt), int(images), pid))
         return [each for each in found if pids is None or each.pid in pids]
 
     def attempts(self, chunks: Iterable[AtWork]) -> list[int | None]:

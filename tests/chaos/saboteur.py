@@ -46,13 +46,10 @@ def at_turn(turn: int, harm: Callable[[], object]) -> Callable[[], None]:
 
 
 def at_work() -> bool:
-    """Whether a chunk is being classified: one that is neither committed nor about to be.
-
-    Not while that one is a suspect: its image would be convicted, as docs/guarantees.md says.
-    """
+    """Whether a chunk is being classified: one that is neither committed nor about to be."""
     from classifleet.worker.app import runtime
 
-    return bool(runtime.chunks._running) and not runtime.chunks._gate._alone
+    return bool(runtime.chunks._running)
 
 
 def crash() -> None:

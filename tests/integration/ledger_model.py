@@ -24,7 +24,7 @@ class Chunk:
     owner: str = ""
     expired: bool = False
     mark: str = ""
-    convicted: list[str] = field(default_factory=list)
+    lone_deaths: list[str] = field(default_factory=list)
     winner: int = -1
 
     def free(self, state: str) -> None:

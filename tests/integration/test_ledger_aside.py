@@ -37,25 +37,23 @@ def die(bench: Bench) -> None:
     assert bench.run(bench.ledger.expire_leases(QUEUE, limit=9)) == [("j", "c")]
 
 
-def test_only_the_marked_image_is_convicted(bench: Bench) -> None:
+def test_a_death_speaks_against_the_marked_image_only(bench: Bench) -> None:
     bench.put("j", "c")
     bench.begin("j", "c", lease_ms=0)
     die(bench)
-    assert bench.begin("j", "c", lease_ms=0).convicted == frozenset(), "it died with nothing marked"
-    assert bench.run(bench.ledger.mark("j", "c", "w1", 2, "a"))
-    assert bench.run(bench.ledger.mark("j", "c", "w1", 2, 'b"\n'))
-    assert not bench.run(bench.ledger.mark("j", "c", "w2", 2, "c"))
-    assert not bench.run(bench.ledger.mark("j", "c", "w1", 1, "c"))
-    die(bench)
-    lease = bench.begin("j", "c", lease_ms=0)
-    assert (lease.convicted, lease.deaths) == ({'b"\n'}, 2)
-    bench.run(bench.ledger.mark("j", "c", "w1", 3, "d"))
-    die(bench)
-    assert bench.begin("j", "c").convicted == {'b"\n', "d"}
+    assert bench.begin("j", "c", lease_ms=0).lone_deaths == (), "it died with nothing marked"
+    for attempt in (2, 3):
+        assert bench.run(bench.ledger.mark("j", "c", "w1", attempt, "a"))
+        assert bench.run(bench.ledger.mark("j", "c", "w1", attempt, 'b"\n'))
+        assert not bench.run(bench.ledger.mark("j", "c", "w2", attempt, "c"))
+        assert not bench.run(bench.ledger.mark("j", "c", "w1", attempt - 1, "c"))
+        die(bench)
+        lease = bench.begin("j", "c", lease_ms=0)
+    assert (lease.lone_deaths, lease.deaths) == (('b"\n', 'b"\n'), 3)
 
 
 @pytest.mark.parametrize("how", ["cleared", "handed back"])
-def test_a_mark_that_is_gone_convicts_nobody(bench: Bench, how: str) -> None:
+def test_a_mark_that_is_gone_speaks_against_nobody(bench: Bench, how: str) -> None:
     bench.put("j", "c")
     bench.begin("j", "c", lease_ms=0)
     bench.run(bench.ledger.mark("j", "c", "w1", 1, "a"))
@@ -66,7 +64,7 @@ def test_a_mark_that_is_gone_convicts_nobody(bench: Bench, how: str) -> None:
         bench.begin("j", "c", lease_ms=0)
     die(bench)
     lease = bench.begin("j", "c")
-    assert (lease.convicted, lease.deaths) == (frozenset(), 1)
+    assert (lease.lone_deaths, lease.deaths) == ((), 1)
 
 
 # --- parked chunks -------------------------------------------------------------------------------------------------

@@ -78,13 +78,15 @@ def test_hand_back_keeps_the_place_and_counts_no_death(bench: Bench) -> None:
     assert bench.members("queued") == ["j/c1", "j/c3"]
 
 
-def test_what_died_with_its_device_goes_back_at_once_and_a_marked_image_is_convicted(bench: Bench) -> None:
+def test_what_died_with_its_device_goes_back_at_once_and_speaks_against_a_marked_image(bench: Bench) -> None:
     bench.put("j", "c1")
-    bench.begin("j", "c1", "w1")
-    assert bench.run(bench.ledger.mark("j", "c1", "w1", 1, "i1"))
-    assert bench.run(bench.ledger.hand_back("w1", [("j", "c1", 1)], died=True)) == [("j", "c1")]
-    lease = bench.begin("j", "c1", "w2")
-    assert (lease.outcome, lease.attempt, lease.deaths, lease.convicted) == (Begin.RUN, 2, 1, {"i1"})
+    lease = bench.begin("j", "c1", "w1")
+    for deaths in (1, 2):
+        assert bench.run(bench.ledger.mark("j", "c1", "w1", lease.attempt, "i1"))
+        assert bench.run(bench.ledger.hand_back("w1", [("j", "c1", lease.attempt)], died=True)) == [("j", "c1")]
+        lease = bench.begin("j", "c1", "w1")
+        assert (lease.outcome, lease.attempt, lease.deaths) == (Begin.RUN, deaths + 1, deaths)
+        assert lease.lone_deaths == ("i1",) * deaths
 
 
 def test_garbage_in_one_chunk_keeps_no_other_under_its_lease(bench: Bench) -> None:
@@ -92,7 +94,7 @@ def test_garbage_in_one_chunk_keeps_no_other_under_its_lease(bench: Bench) -> No
         bench.put("j", chunk)
         bench.begin("j", chunk, "w1", lease_ms=SHORT_MS)
         bench.run(bench.ledger.mark("j", chunk, "w1", 1, "i1"))
-    bench.redis.hset(bench.keys.chunk("j", "c1"), "convicted", "{")
+    bench.redis.hset(bench.keys.chunk("j", "c1"), "lone_deaths", "{")
     back: list[tuple[str, str]] = []
 
     def both_are_back() -> bool:

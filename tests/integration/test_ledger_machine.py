@@ -103,7 +103,11 @@ class Machine(Model, RuleBasedStateMachine):
         assert (lease.job, lease.chunk) in runnable
         if name[0] == "talk" and refusal is None:
             assert (lease.job, lease.chunk) == name
-        assert (lease.attempt, lease.deaths, lease.convicted) == (mine.attempt + 1, mine.deaths, {*mine.convicted})
+        assert (lease.attempt, lease.deaths, lease.lone_deaths) == (
+            mine.attempt + 1,
+            mine.deaths,
+            tuple(mine.lone_deaths),
+        )
         mine.free("leased")
         mine.owner, mine.attempt, mine.expired = worker, lease.attempt, lease_ms == 0
         self.leases.append((worker, lease))
@@ -202,7 +206,7 @@ class Machine(Model, RuleBasedStateMachine):
         for name in back:
             mine = self.chunks[name]
             mine.deaths += 1
-            mine.convicted += [mine.mark] if mine.mark else []
+            mine.lone_deaths += [mine.mark] if mine.mark else []
             mine.free("queued")
         self.messages += back
 

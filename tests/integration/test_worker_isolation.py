@@ -22,7 +22,7 @@ from tests.support.tiny import MODEL, add_tiny
 RIGGED = (sys.executable, "-m", "tests.support.rigged_worker", "worker")
 DECODER = (sys.executable, "-m", "tests.chaos.saboteur", "decoder")
 SUSPECT_DEATHS = 2
-DEATHS = SUSPECT_DEATHS + 1  # and the one alone
+DEATHS = SUSPECT_DEATHS + 2  # and the two alone with it
 
 
 @pytest.fixture(scope="module")

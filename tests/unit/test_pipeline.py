@@ -251,11 +251,11 @@ def test_each_image_of_a_suspect_chunk_is_marked_before_it_is_touched(run: Any) 
         events.append(f"mark {image}".strip())
 
     images = dict.fromkeys("abc", b"")
-    records = run(images, mark=mark, fetch=Watched({}), deaths=3, convicted=frozenset("b"))
+    records = run(images, mark=mark, fetch=Watched({}), deaths=5, lone_deaths=("b", "a", "b"))
     assert [record["status"] for record in records] == ["ok", "error", "ok"]
     assert records[1]["error"]["code"] == "poison"
-    assert "3 workers have died" in records[1]["error"]["message"]
-    assert events == ["mark a", "fetch a", "mark c", "fetch c", "mark"]
+    assert "2 workers died while they were alone with the image, of 5" in records[1]["error"]["message"]
+    assert events == ["mark c", "fetch c", "mark a", "fetch a", "mark"], "what a worker died with comes last"
     events.clear()
     assert [record["status"] for record in run(images, mark=mark, fetch=Watched({}), deaths=1)] == ["ok"] * 3
     assert sorted(events) == ["fetch a", "fetch b", "fetch c"]

@@ -60,7 +60,7 @@ def read_lease(reply: list[Any], grant: str) -> Lease:
     outcome = Begin(reply[0].decode())
     if outcome not in (Begin.RUN, Begin.EXPIRED):
         return Lease(outcome)
-    _, job, chunk, payload, attempt, deaths, waited_ms, left_ms, models, convicted, digest, trace = reply
+    _, job, chunk, payload, attempt, deaths, waited_ms, left_ms, models, lone_deaths, digest, trace = reply
     return Lease(
         outcome,
         job.decode(),
@@ -71,7 +71,7 @@ def read_lease(reply: list[Any], grant: str) -> Lease:
         waited_ms,
         int(float(left_ms)) if left_ms else None,
         tuple(json.loads(models)),
-        frozenset(json.loads(convicted)),
+        tuple(json.loads(lone_deaths)),
         digest.decode(),
         trace.decode(errors="replace"),
         grant,

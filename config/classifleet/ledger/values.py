@@ -80,9 +80,9 @@ class Commit(StrEnum):
 class Lease:
     """A chunk as `begin` hands it out; it need not be the one that the wake-up call named.
 
-    Times are milliseconds; `models` has versions where they are pinned; `convicted` are ids of images that killed a
-    worker that was alone with them; `digest` is of the payload and `grant` of this lease, for `commit`; `trace` is the
-    submitter's, if any.
+    Times are milliseconds; `models` has versions where they are pinned; `lone_deaths` are ids of images that a worker
+    was alone with when it died, once for each death; `digest` is of the payload and `grant` of this lease, for
+    `commit`; `trace` is the submitter's, if any.
     """
 
     outcome: Begin
@@ -94,7 +94,7 @@ class Lease:
     waited_ms: int = 0
     left_ms: int | None = None
     models: tuple[str, ...] = ()
-    convicted: frozenset[str] = frozenset()
+    lone_deaths: tuple[str, ...] = ()
     digest: str = ""
     trace: str = ""
     grant: str = ""

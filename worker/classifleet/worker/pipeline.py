@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ log = structlog.get_logger(__name__)
 MS_PER_S: Final = 1000
 SUSPECT_DEATHS: Final = 2
 """A chunk whose workers died so often is done image by image, and decoded in a sandbox unless that is turned off."""
+CONVICTING_DEATHS: Final = 2
+"""Of workers that were alone with an image, before it is `poison`: one may be killed from outside at such a moment."""
 PREDICTION_BYTES: Final = 256  # of a class in a finished record, in memory
 # Found once: looking a metric up by its label costs as much as observing it.
 _FETCH, _DECODE = map(STAGE_DURATION.labels, ("fetch", "decode"))
@@ -217,9 +220,14 @@ class Pipeline:
         return _Chunk(payload, lease, lane, began, deadline, models, specs, trace, trace_id, cached)
 
     async def _one_by_one(self, images: list[_Image], chunk: _Chunk, mark: Mark | None) -> None:
-        """Alone, so that a death convicts the marked image and no other."""
-        for image in images:
-            if image.item.id in chunk.lease.convicted:
+        """Alone, so that a death speaks against the marked image and no other.
+
+        Those that it speaks against come last: a worker that dies of something else when it has just begun, again and
+        again, then does not die with the same image twice.
+        """
+        deaths = Counter(chunk.lease.lone_deaths)
+        for image in sorted(images, key=lambda image: deaths[image.item.id]):
+            if deaths[image.item.id] >= CONVICTING_DEATHS:
                 image.error = _poison(chunk.lease)
                 continue
             if mark is not None:
@@ -381,7 +389,7 @@ def _record(image: _Image, chunk: _Chunk, worker: str, total_ms: float, finished
 def _poison(lease: Lease) -> ImageError:
     return ImageError(
         ErrorCode.POISON,
-        f"The image killed the worker that was alone with it; {lease.deaths} workers have died of its chunk.",
+        f"{CONVICTING_DEATHS} workers died while they were alone with the image, of {lease.deaths} with its chunk.",
     )
 
 

@@ -162,14 +162,18 @@ local function remember(c, ended)
   local line = cjson.encode({attempt = c.attempt, worker = c.owner or '', ended = ended, at = now})
   redis.call('HSET', c.key, 'history', (redis.call('HGET', c.key, 'history') or '') .. line .. '\n')
 end
--- A death: if the worker was alone with one image, that image is convicted.
+-- The images that workers died alone with, once for each death.
+local function lone_deaths(stored)
+  local readable, images = pcall(cjson.decode, stored or '[]')
+  return readable and type(images) == 'table' and images or {}
+end
+-- A death: if the worker was alone with one image, that speaks against the image.
 local function bury(c)
-  local held = redis.call('HMGET', c.key, 'mark', 'convicted')
+  local held = redis.call('HMGET', c.key, 'mark', 'lone_deaths')
   if held[1] and held[1] ~= '' then
-    local readable, convicted = pcall(cjson.decode, held[2] or '[]')
-    if not readable or type(convicted) ~= 'table' then convicted = {} end
-    convicted[#convicted + 1] = held[1]
-    redis.call('HSET', c.key, 'convicted', cjson.encode(convicted))
+    local images = lone_deaths(held[2])
+    images[#images + 1] = held[1]
+    redis.call('HSET', c.key, 'lone_deaths', cjson.encode(images))
   end
   redis.call('HINCRBY', c.key, 'deaths', 1)
   remember(c, 'died')
