@@ -29,19 +29,8 @@ from tests.conftest import SettingsFactory
 from tests.fixtures_ledger import QUEUE, Bench, head
 from tests.support import wait_until
 from tests.support.flavours import add_flavour
-from tests.support.shelves import Open, held, opening, says, two_models
+from tests.support.shelves import Open, held, says
 from tests.support.workshop import OWNER, Workshop, open_workshop
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return two_models(tmp_path / "models")
-
-
-@pytest.fixture
-def open_shelf(folder: Path) -> Iterator[Open]:
-    with opening(folder) as open_shelf:
-        yield open_shelf
 
 
 @pytest.fixture
@@ -91,7 +80,7 @@ def test_an_unknown_version_is_looked_for_once_and_the_leases_are_kept(
     settings: SettingsFactory,
     open_shelf: Open,
     workshop: Workshop,
-    folder: Path,
+    shelf_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shelf = open_shelf()
@@ -108,7 +97,7 @@ def test_an_unknown_version_is_looked_for_once_and_the_leases_are_kept(
     leases.start()
     for job in ("j", "k"):
         put(bench, job, "a@2")
-    add_flavour(folder, "a", 2)
+    add_flavour(shelf_folder, "a", 2)
     message = {"v": 1, "chunk": "0"}
     running = [workshop.pool.submit(workshop.chunks.run, message | {"job": job}, QUEUE) for job in ("j", "k")]
     wait_until(lambda: len(looks) == 1 and len(leases._held) == 2, "both chunks to look")

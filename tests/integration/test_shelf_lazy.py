@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,21 +21,10 @@ from classifleet.worker.lending import Lender, Loads
 from classifleet.worker.shelf import Shelf
 from classifleet.worker.waiting import WaitingRoom
 from tests.support.flavours import add_flavour
-from tests.support.shelves import Open, held, lent, opening, says, settled, two_models
+from tests.support.shelves import Open, held, lent, says, settled
 from tests.support.waiting import wait_until
 
 MB = 1 << 20
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return two_models(tmp_path / "models")
-
-
-@pytest.fixture
-def open_shelf(folder: Path) -> Iterator[Open]:
-    with opening(folder) as open_shelf:
-        yield open_shelf
 
 
 # --- lazy models -----------------------------------------------------------------------------------------------------
@@ -64,12 +52,12 @@ def test_a_lazy_model_is_loaded_at_its_first_use_while_others_run(
 
 
 def test_jobs_wait_for_the_first_version_of_a_new_model(
-    open_shelf: Open, folder: Path, monkeypatch: pytest.MonkeyPatch
+    open_shelf: Open, shelf_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf = open_shelf()
     go = held(monkeypatch)
-    add_flavour(folder, "c", 1, says=1)
-    add_flavour(folder, "a", 2, says=1)
+    add_flavour(shelf_folder, "c", 1, says=1)
+    add_flavour(shelf_folder, "a", 2, says=1)
     shelf.look()
     assert shelf.offers() == {"a": "1", "b": "1", "c": "1"}, "a has a version that can answer meanwhile"
     with ThreadPoolExecutor(1) as pool:
@@ -185,15 +173,15 @@ def kept_up(shelf: Shelf) -> None:
 
 
 def test_the_least_recently_used_lazy_model_makes_room(
-    open_shelf: Open, folder: Path, monkeypatch: pytest.MonkeyPatch
+    open_shelf: Open, shelf_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_flavour(folder, "c", 1)
+    add_flavour(shelf_folder, "c", 1)
     each_takes(monkeypatch, MB)
     shelf = open_shelf(lazy_models=["b", "c"], models_memory_bytes=3 * MB)
     for key in ("b@1", "c@1", "b@1"):
         says(shelf, key)
     assert taken(shelf) == 3 * MB
-    add_flavour(folder, "d", 1, kilobytes=1)
+    add_flavour(shelf_folder, "d", 1, kilobytes=1)
     shelf.look()
     settled(shelf, a1="ready", b1="ready", c1="lazy", d1="ready")
     assert taken(shelf) == 3 * MB
@@ -248,9 +236,9 @@ def test_models_that_are_too_many_at_the_start_are_said_and_lazy(
 
 
 def test_a_model_that_nobody_waits_for_comes_back_if_none_has_to_go_for_that(
-    open_shelf: Open, folder: Path, monkeypatch: pytest.MonkeyPatch
+    open_shelf: Open, shelf_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_flavour(folder, "a", 2)
+    add_flavour(shelf_folder, "a", 2)
     each_takes(monkeypatch, MB)
     shelf = open_shelf(lazy_models=["*"], shadow={"a": {"2": 100}}, models_memory_bytes=2 * MB)
     settled(shelf, a1="lazy", a2="ready", b1="lazy")
@@ -271,7 +259,9 @@ def test_a_model_that_nobody_waits_for_comes_back_if_none_has_to_go_for_that(
     assert shelf._entries["a@2"].used_at > used
 
 
-def test_a_model_in_use_is_never_evicted(open_shelf: Open, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_in_use_is_never_evicted(
+    open_shelf: Open, shelf_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shelf = open_shelf(models=["a"])
     shelf._entries["a@1"].size_bytes = 1_000_000
     shelf._settings = shelf._settings.model_copy(update={"models_memory_bytes": 1_000_000, "models": ["a", "b"]})
