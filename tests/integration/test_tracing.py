@@ -20,8 +20,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from PIL import Image
 
-from classifleet.config.tracing import TRACED_CHUNKS
 from classifleet.producer import AsyncFleet, Fleet
+from classifleet.worker.tracing import DETAILED_CHUNKS
 from tests.support import RedisServer, wait_until
 from tests.support.collector import Collector, Span, start_collector
 from tests.support.fleet import Worker, start_worker
@@ -30,6 +30,7 @@ from tests.support.tiny import MODEL, add_tiny
 
 RIGGED = (sys.executable, "-m", "tests.support.rigged_worker", "worker")
 INTERACTIVE, BULK = "process classify.default.interactive", "process classify.default.bulk"
+CHUNKS = DETAILED_CHUNKS + 4
 STAGES = ("fetch", "decode", "batch_wait", "forward")
 
 
@@ -149,22 +150,22 @@ def test_log_lines_and_metrics_lead_to_the_trace(traced: Traced) -> None:
 
 
 def test_the_first_chunks_of_a_job(traced: Traced) -> None:
-    """Also where an image fails, and why."""
-    names = ["missing", "yellow", *(["red"] * 2 * TRACED_CHUNKS)]
+    """All chunks have spans, of the images those of the first chunks: also where one fails, and why."""
+    names = ["missing", "yellow", *(["red"] * (2 * CHUNKS - 2))]
     with Fleet(traced.url) as fleet:
         with traced.caller.request() as trace:
             refs = (f"file://{traced.folder}/{name}.png" for name in names)
             job = fleet.submit_many(refs, models=MODEL, chunk_size=2, sink=f"file://{traced.folder}/sink")
         assert job.wait(60).failed == 2
-    wait_until(lambda: len(traced.collector.named(BULK, trace)) == TRACED_CHUNKS, "the spans", 20)
+    wait_until(lambda: len(traced.collector.named(BULK, trace)) == CHUNKS, "the spans", 20)
     chunks = traced.collector.named(BULK, trace)
-    assert {span.attributes["classifleet.chunk"] for span in chunks} == {f"{n:08d}" for n in range(TRACED_CHUNKS)}
+    assert {span.attributes["classifleet.chunk"] for span in chunks} == {f"{n:08d}" for n in range(CHUNKS)}
     images = {span.attributes["classifleet.image.id"]: span for span in traced.collector.named("image", trace)}
-    assert images.keys() == {str(number) for number in range(2 * TRACED_CHUNKS)}
+    assert images.keys() == {str(number) for number in range(2 * DETAILED_CHUNKS)}
     assert traced.children(images["0"], trace)["fetch"].error == images["0"].error == "not_found"
     assert traced.children(images["1"], trace)["forward"].error == images["1"].error == "model_failed"
     assert not images["2"].error
-    assert len(traced.collector.named("sink", trace)) == TRACED_CHUNKS
+    assert len(traced.collector.named("sink", trace)) == CHUNKS
     batches = [span for span in traced.collector.spans if span.name == "batch tiny@1" and span.trace == trace]
     linked = [link for span in batches for link in span.links]
     assert sorted(linked) == sorted(span.id for name, span in images.items() if name != "0")
@@ -217,7 +218,7 @@ def test_an_async_caller(redis_url: str) -> None:
     async def submit(fleet: AsyncFleet, job: str) -> str:
         with caller.request() as trace:
             await asyncio.sleep(0)
-            await fleet.submit_many(["data:,x"] * (TRACED_CHUNKS + 4), models=MODEL, job_id=job, chunk_size=1)
+            await fleet.submit_many(["data:,x"] * CHUNKS, models=MODEL, job_id=job, chunk_size=1)
             return trace
 
     async def all_of_them() -> list[str]:
@@ -226,4 +227,4 @@ def test_an_async_caller(redis_url: str) -> None:
 
     for number, trace in enumerate(asyncio.run(all_of_them())):
         kept = carried(redis_url, f"job-{number}")
-        assert [text[3:35] for text in kept] == [trace] * TRACED_CHUNKS + [""] * 4
+        assert [text[3:35] for text in kept] == [trace] * CHUNKS

@@ -90,6 +90,11 @@ class Message(TypedDict):
     chunk: str
 
 
+def chunk_name(number: int) -> str:
+    """The name of a job's chunk; names sort as their numbers do."""
+    return f"{number:08d}"
+
+
 def message(job: str, chunk: str) -> Message:
     """The wake-up call for one chunk."""
     return {"v": MESSAGE_VERSION, "job": job, "chunk": chunk}

@@ -12,8 +12,6 @@ import sys
 from typing import Final
 
 MAX_STATE_CHARS: Final = 512  # what the standard asks everybody to pass on
-TRACED_CHUNKS: Final = 16
-"""Of a job, its first so many chunks carry the trace: a trace of ten million images can be read by nobody."""
 
 
 def current_trace() -> str:

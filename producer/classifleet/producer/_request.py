@@ -24,7 +24,7 @@ from classifleet.config import (
     data_reference,
     make_payload,
 )
-from classifleet.config.payload import MAX_CHUNK_ITEMS, check_job_id
+from classifleet.config.payload import MAX_CHUNK_ITEMS, check_job_id, chunk_name
 from classifleet.config.reference import PARKED_SCHEMES, decode_data_uri
 
 Ref = str | bytes | os.PathLike[str]
@@ -179,11 +179,6 @@ class Chunk:
 
     payload: Payload
     blobs: tuple[Blob, ...] = ()
-
-
-def chunk_name(number: int) -> str:
-    """The name of a job's chunk; names sort as their numbers do."""
-    return f"{number:08d}"
 
 
 FIRST_CHUNK: Final = chunk_name(0)

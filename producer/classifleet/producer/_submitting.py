@@ -20,17 +20,16 @@ from classifleet.config import (
     message,
 )
 from classifleet.config.claims import Claims
-from classifleet.config.tracing import TRACED_CHUNKS, current_trace
+from classifleet.config.tracing import current_trace
 from classifleet.ledger import FORGOTTEN_SECONDS, Call, Ledger, Parked, Put, PutReply, read_depth
 from classifleet.producer._effects import Ask, Blocking, Flow, Pause, Publish
-from classifleet.producer._request import FIRST_CHUNK, Blob, Chunk, Request, chunk_name
+from classifleet.producer._request import FIRST_CHUNK, Blob, Chunk, Request
 from classifleet.producer._room import BLOBS, lacks, queue_full, record_room
 
 FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 2.0
 PARKED_SECONDS: Final = FORGOTTEN_SECONDS / 2  # then an image whose chunk still waits for room is parked anew
 _MEMORY: Final = "memory"
-_FIRST_UNTRACED: Final = chunk_name(TRACED_CHUNKS)
 _PARKED_LACKS: Final = {Parked.STORED: "", Parked.OVER_CAP: BLOBS, Parked.NO_MEMORY: _MEMORY}
 
 
@@ -158,7 +157,7 @@ class Submitting:
             limit=self.settings.queue_limit(request.queue),
             room=record_room(request, len(payload.items)),
             share=self.settings.max_memory_share,
-            trace=current_trace() if payload.chunk < _FIRST_UNTRACED else "",
+            trace=current_trace(),
         )
 
     def _publish(self, request: Request, chunks: Sequence[Chunk], replies: Sequence[PutReply]) -> Flow[None]:

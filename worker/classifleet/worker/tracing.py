@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from classifleet.config import ImageError, Item
+from classifleet.config.payload import chunk_name
 from classifleet.ledger import Lease
 from classifleet.worker.scrubbing import scrub
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 NS: Final = 1_000_000_000
 MS_PER_S: Final = 1_000
 MAX_ID_CHARS: Final = 256
+DETAILED_CHUNKS: Final = 16
+"""Of a traced job, the images of its first so many chunks get spans: a trace of ten million can be read by nobody."""
+_FIRST_PLAIN: Final = chunk_name(DETAILED_CHUNKS)
 log = structlog.get_logger(__name__)
 
 
@@ -137,13 +141,16 @@ class ChunkTrace:
         self.trace_id: Final = f"{self.span.get_span_context().trace_id:032x}"
         self._tracing = tracing
         self._context = tracing.api.set_span_in_context(self.span)
+        self._detailed = not lease.trace or lease.chunk < _FIRST_PLAIN
         self.outcome = ""
         if self.span.is_recording():
             whole = parent if lease.trace else self._context  # beside the chunk, since it was before it
             tracing.span("queue", whole, now - lease.waited_ms / 1000, now)
 
-    def image(self, item: Item) -> ImageTrace:
-        """Begin the span of one of its images."""
+    def image(self, item: Item) -> ImageTrace | None:
+        """Begin the span of one of its images; None if the job has too many of them."""
+        if not self._detailed:
+            return None
         span = self._tracing.tracer.start_span(
             "image", self._context, attributes={"classifleet.image.id": scrub(item.id)[:MAX_ID_CHARS]}
         )
