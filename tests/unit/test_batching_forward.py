@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from classifleet.config import ErrorCode, ImageError
 from classifleet.worker.batching import Sizes
 from classifleet.worker.forward import Forward
 from classifleet.worker.instruments import REGISTRY
-from classifleet.worker.models.failures import DeviceLost, NotFinite, OutOfMemory
+from classifleet.worker.models.failures import DeviceLost, NotFinite, OutOfMemory, brief
 
 NAN = 99
 
@@ -129,6 +131,35 @@ def test_a_device_without_memory_for_a_black_image_is_lost() -> None:
     with pytest.raises(DeviceLost, match="no memory for a single image: OutOfMemory: too many"):
         Forward("m", model, Sizes(4)).run(images(1, 2, 3, 4), "full")
     assert model.sizes == [4, 2, 1, 1]
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """What is freed is freed when nobody has it, as it must be on a device whose memory is full."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("text", ["not my kind of picture", "CUDA out of memory. Tried to allocate 2.00 GiB."])
+def test_an_error_keeps_no_batch(text: str, no_collections: None) -> None:
+    batches: list[weakref.ref[Any]] = []
+    errors: list[Exception] = []
+
+    class Remembers(Sums):
+        def run(self, batch: Any) -> Any:
+            if not batch.any():
+                return super().run(batch)
+            batches.append(weakref.ref(batch))
+            try:
+                raise ValueError("the cause has seen it, too")
+            except ValueError as cause:
+                errors.append(RuntimeError(text))
+                raise errors[-1] from cause
+
+    answers = Forward("m", Remembers(), Sizes(2)).run(images(1, 2), "full")
+    assert scores(answers) == [f"m: {brief(errors[-1])}"] * 2
+    assert [batch() for batch in batches] == [None] * 3
 
 
 def test_a_lost_device_is_not_tried_again() -> None:

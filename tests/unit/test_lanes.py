@@ -151,6 +151,25 @@ def test_lost_threads_are_replaced_up_to_a_bound_and_end_when_their_calls_return
     asyncio.run(scenario())
 
 
+def test_without_more_threads_those_that_there_are_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        with LaneExecutor(2, "test") as executor:
+            first = executor.submit("bulk", gate.wait, 10)
+            await wait_until_async(executor.busy, "the call to begin")
+            monkeypatch.setattr(threading.Thread, "start", refuse)
+            second = executor.submit("bulk", int, "7")
+            assert not second.done()
+            gate.set()
+            assert await asyncio.gather(first, second) == [True, 7]
+
+    asyncio.run(scenario())
+
+
 def test_what_a_call_raises_arrives() -> None:
     async def scenario() -> None:
         with LaneExecutor(1, "test") as executor, pytest.raises(ValueError, match="invalid literal"):
