@@ -189,6 +189,27 @@ def test_an_image_whose_producer_ended_before_it_put_the_chunk_is_taken_back(ben
     assert len(bench.run(bench.ledger.parked_images(0, 99))) == 4
 
 
+def test_the_images_of_a_chunk_that_waits_are_kept(bench: Bench) -> None:
+    for job in ("waits", "new", "gone"):
+        bench.run(bench.ledger.put_blob(job, "c", SHA, b"x" * 50, ttl_ms=LONG_MS, cap=1000))
+    keys = [bench.keys.blob(job, "c", SHA) for job in ("waits", "new", "gone")]
+    for job in ("waits", "new"):
+        bench.put(job, "c")
+    for key in (keys[0], keys[2]):
+        bench.redis.pexpire(key, LONG_MS // 3)
+    until: dict[str, Any] = {"idle_seconds": FORGOTTEN_SECONDS, "ttl_ms": LONG_MS}
+    calls = [bench.ledger.take_back_blobs(job, "c", [SHA], **until) for job in ("waits", "new", "gone")]
+    before = bench.redis.zscore(bench.keys.shared("blobs"), f"waits:c:{SHA}:50")
+    wait_for_next_millisecond(bench)
+    assert bench.runner.run_all(calls) == [0, 0, 0]
+    left = [bench.redis.pttl(key) for key in keys]
+    assert left[0] > LONG_MS * 2 / 3
+    assert left[2] <= LONG_MS // 3, "no chunk waits for it"
+    after = bench.redis.zscore(bench.keys.shared("blobs"), f"waits:c:{SHA}:50")
+    assert after > before
+    assert len(bench.run(bench.ledger.parked_images(0, 9))) == 3
+
+
 def test_looking_at_a_parked_image_does_not_make_it_younger(bench: Bench) -> None:
     key = parked(bench, "unknown", seconds=FORGOTTEN_SECONDS - 100)
     look = bench.ledger.take_back_blobs("unknown", "c", [SHA], idle_seconds=FORGOTTEN_SECONDS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +215,20 @@ def test_at_the_start_every_model_that_is_named_must_load(open_shelf: Open, shel
     (shelf_folder / "b" / "1" / "model.pt").write_bytes(b"")
     with pytest.raises(ModelError, match="sha256"):
         open_shelf()
+
+
+def test_others_are_told_while_a_model_is_loaded(open_shelf: Open, shelf_folder: Path) -> None:
+    shelf = open_shelf()
+    states: list[str] = []
+
+    @contextmanager
+    def aside() -> Iterator[None]:
+        states.append(shelf.progress()["c@1"])
+        yield
+        states.append(shelf.progress()["c@1"])
+
+    shelf.aside = aside
+    add_flavour(shelf_folder, "c", 1)
+    shelf.look()
+    settled(shelf, a1="ready", b1="ready", c1="ready")
+    assert states == ["waiting", "warming"]

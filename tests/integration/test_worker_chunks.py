@@ -12,6 +12,7 @@ from celery.exceptions import Reject
 
 from classifleet.config import LedgerUnavailable, Settings
 from classifleet.ledger import _scripts
+from classifleet.worker.chunks import GIVE_UP_DEATHS
 from tests.conftest import S3, SettingsFactory
 from tests.fixtures_ledger import QUEUE, Bench
 from tests.support import wait_until
@@ -52,6 +53,32 @@ def test_an_image_of_a_suspect_chunk_that_stands_still_ends_it(workshop: Worksho
     workshop.run("0")
     assert workshop.bench.members("queued") == ["j/0"]
     assert "mark" not in workshop.bench.run(workshop.bench.ledger.chunk("j", "0"))
+
+
+def test_no_image_is_to_blame_while_a_model_is_loaded(workshop: Workshop, settings: SettingsFactory) -> None:
+    """Or one that kills its process as it is loaded would convict whoever is alone there."""
+    chunks, pipeline = workshop.build(settings()), workshop.pipeline
+    pipeline.image_seconds = 0.05
+    workshop.put("0", images=20, deaths=2)
+    running = workshop.start("0")
+    wait_until(lambda: workshop.mark("0"), "an image to be marked")
+    with chunks.not_alone():
+        for _ in range(3):
+            assert not workshop.mark("0")
+            done = pipeline.images
+            wait_until(lambda done=done: pipeline.images > done, "another image")
+    wait_until(lambda: workshop.mark("0"), "an image to be marked again")
+    running.result()
+    assert code_counts(workshop.bench) == {"not_found": 20}
+
+
+def test_what_kills_one_worker_after_the_other_ends(workshop: Workshop, settings: SettingsFactory) -> None:
+    """Such as a model that kills its process as it is loaded: no image can be named."""
+    workshop.build(settings())
+    workshop.put("0", images=3, deaths=GIVE_UP_DEATHS)
+    workshop.bench.redis.hset(workshop.bench.keys.chunk("j", "0"), "lone_deaths", '["i1","i0","i1"]')
+    workshop.run("0")
+    assert (code_counts(workshop.bench), workshop.pipeline.begun) == ({"poison": 1, "internal": 2}, 0)
 
 
 def test_an_ordinary_chunk_has_one_clock(workshop: Workshop, settings: SettingsFactory) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import redis
 from PIL import Image
 
 from classifleet.config import Keys, Settings
@@ -54,6 +55,22 @@ def test_a_model_that_hangs(redis_url: str, given: dict[str, str], tmp_path: Pat
         assert fleet.queues()["classify.default.interactive"].parked_chunks == 0
         worker.process.signal(signal.SIGTERM)
         assert worker.process.process.wait(40) == 0
+
+
+def test_a_hang_that_ends_the_worker_counts_as_a_death(redis_url: str, given: dict[str, str], tmp_path: Path) -> None:
+    """Or the image that did it would go from worker to worker: Kubernetes ends what is not live with a SIGTERM."""
+    image = tmp_path / "cyan.png"
+    Image.new("RGB", (32, 32), CYAN).save(image)
+    limits = {"STUCK_SECONDS": "1", "DRAIN_SECONDS": "1"}
+    log, keys = tmp_path / "worker.log", Keys("default")
+    with start_worker(redis_url, log, settings=given | limits, command=RIGGED) as worker, Fleet(redis_url) as fleet:
+        handle = fleet.submit(f"file://{image}", models=MODEL)
+        wait_until(lambda: worker.probe("/livez")[0] == 503, "the worker to be stuck", 30)
+        worker.process.signal(signal.SIGTERM)
+        assert worker.process.process.wait(40) == 0
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        [name] = client.scan_iter(keys.chunk(handle.id, "*"))
+        assert client.hmget(name, "state", "deaths") == ["queued", "1"]
 
 
 def put_strange(runner: SyncRunner, ledger: Ledger) -> None:

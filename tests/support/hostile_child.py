@@ -7,8 +7,10 @@ import itertools
 import json
 import os
 import resource
+import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from classifleet.config.errors import ErrorCode, ImageError
@@ -36,6 +38,14 @@ def hostile(data: bytes, specs: Any, limits: Any) -> Any:
             threading.Event().wait()
         case "exit":
             os._exit(3)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "killed":  # from outside, the first time
+            flag = Path(data.partition(b":")[2].partition(b"\n")[0].decode())
+            if not flag.exists():
+                flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            data = data.partition(b"\n")[2]
         case "bug":
             raise KeyError("secret")
         case "corrupt":

@@ -31,6 +31,7 @@ class ScriptedPipeline:
     def __init__(self) -> None:
         self.image_seconds = 0.0
         self.begun = 0
+        self.images = 0
 
     async def classify(
         self, payload: Payload, lease: Lease, lane: str, mark: Mark | None = None, trace: object = None
@@ -39,6 +40,7 @@ class ScriptedPipeline:
         for item in payload.items:
             if mark is not None:
                 await mark(item.id)
+            self.images += 1
             await asyncio.sleep(self.image_seconds)
         return failed_records(payload, ImageError(ErrorCode.NOT_FOUND), attempt=lease.attempt, worker=OWNER)
 
@@ -103,6 +105,10 @@ class Workshop:
         self.bench.put("j", chunk, images=images, payload=payload.encode(), header=header, **changes)
         if deaths:
             self.bench.redis.hset(self.bench.keys.chunk("j", chunk), "deaths", deaths)
+
+    def mark(self, chunk: str) -> str | None:
+        """The image that is blamed if the worker dies now."""
+        return self.bench.run(self.bench.ledger.chunk("j", chunk)).get("mark")
 
     def run(self, chunk: str) -> None:
         self.chunks.run({"v": 1, "job": "j", "chunk": chunk}, QUEUE)

@@ -99,6 +99,7 @@ def run() -> Iterator[Callable[..., list[Record]]]:
         mark: Mark | None = None,
         fetch: Fetch | None = None,
         room: WaitingRoom | None = None,
+        shadow: Any = None,
         **lease: Any,
     ) -> list[Record]:
         backends = models or {"brightness@1": Brightness()}
@@ -123,6 +124,7 @@ def run() -> Iterator[Callable[..., list[Record]]]:
             decoded_in_flight=4,
             worker="w",
             room=room,
+            shadow=shadow,
         )
         held = Lease(Begin.RUN, b"", attempt=3, waited_ms=20, models=asked or tuple(backends), **lease)
         try:
@@ -259,6 +261,27 @@ def test_each_image_of_a_suspect_chunk_is_marked_before_it_is_touched(run: Any) 
     events.clear()
     assert [record["status"] for record in run(images, mark=mark, fetch=Watched({}), deaths=1)] == ["ok"] * 3
     assert sorted(events) == ["fetch a", "fetch b", "fetch c"]
+
+
+def test_no_shadow_runs_beside_the_images_of_a_suspect_chunk(run: Any) -> None:
+    """If it ended the process, the image that is marked by then would be to blame."""
+    events: list[str] = []
+
+    class Watched:
+        def offer(self, *_: object) -> None:
+            events.append("offer")
+
+        async def settled(self) -> None:
+            events.append("settled")
+
+    async def mark(image: str) -> None:
+        events.append(f"mark {image}".strip())
+
+    run({"a": jpeg(9), "b": jpeg(9)}, mark=mark, shadow=Watched(), deaths=2)
+    assert events == ["settled", "mark a", "settled", "mark b", "mark"]
+    events.clear()
+    run({"a": jpeg(9)}, shadow=Watched(), deaths=1)
+    assert events == ["offer"]
 
 
 def test_a_mark_that_cannot_be_made_leaves_the_image_untouched(run: Any) -> None:

@@ -88,6 +88,7 @@ def test_the_largest_picture_fits_into_the_default_memory():
         ("segfault", "SIGSEGV"),
         ("abort", "SIGABRT"),
         ("exit", "exit status 3"),
+        ("kill", "SIGKILL"),
         ("exhaust", "more than 512 MiB of memory"),
         ("spin", "more time of a core"),
     ],
@@ -114,6 +115,14 @@ def test_nobody_is_convicted_for_what_an_earlier_image_did(sandbox):
     good = encode(noise(60, 40), "PNG")
     sandbox.prepare(b"corrupt:" + good, SPECS, DECODE_LIMITS)
     assert sandbox.prepare(good, SPECS, DECODE_LIMITS)[0]["width"] == 60
+
+
+def test_nobody_is_convicted_for_one_kill_from_outside(sandbox, tmp_path):
+    """The kernel kills such a child first when a container is short of memory, whoever took it."""
+    good, flag = encode(noise(60, 40), "PNG"), tmp_path / "killed"
+    data = b"killed:" + str(flag).encode() + b"\n" + good
+    assert sandbox.prepare(data, SPECS, DECODE_LIMITS, alone=True)[0]["width"] == 60
+    assert flag.exists()
 
 
 def test_a_defect_of_ours_is_internal_and_says_no_more_than_its_type(sandbox):

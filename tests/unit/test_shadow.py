@@ -168,7 +168,7 @@ def offer(shadow: Shadow, device: Device, times: int) -> None:
         for _ in range(times):
             got = await device.infer("m@1", PIXELS, "bulk")
             shadow.offer("m@1", {"p": PIXELS}, got.scores)
-        await asyncio.gather(*shadow._tasks)
+        await shadow.settled()
 
     asyncio.run(work())
 
@@ -226,7 +226,7 @@ def test_an_answer_does_not_wait_for_it(two: tuple[Device, Says, Says], monkeypa
         start = time.monotonic()
         shadow.offer("m@1", {"p": PIXELS}, got.scores)
         assert time.monotonic() - start < 0.05
-        await asyncio.gather(*shadow._tasks)
+        await shadow.settled()
         first.gate.set()
         await busy
 

@@ -94,7 +94,7 @@ class ProducerSettings(BaseModel):
         256 << 20, description="Sum of the images that may be parked in Redis at one time."
     )
     blob_ttl_seconds: Annotated[int, Field(ge=60)] = Field(
-        86_400, description="How long an image is parked in Redis if nobody commits it."
+        86_400, description="How long an image is parked in Redis once no chunk waits for it."
     )
     result_ttl_seconds: Annotated[int, Field(ge=1)] = Field(
         86_400, description="How long records stay in Redis after their job has ended."

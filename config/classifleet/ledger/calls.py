@@ -97,12 +97,15 @@ class Ledger:
         """Park an image, unless all parked images together would exceed `cap` bytes; `share` is as for `put`."""
         return self._script(_scripts.PUT_BLOB, (job, chunk, sha256, data, ttl_ms, cap, share), Parked)
 
-    def take_back_blobs(self, job: str, chunk: str, sha256s: Iterable[str], *, idle_seconds: int = 0) -> Call[int]:
+    def take_back_blobs(
+        self, job: str, chunk: str, sha256s: Iterable[str], *, idle_seconds: int = 0, ttl_ms: int = 0
+    ) -> Call[int]:
         """Drop the parked images of a chunk that was refused: how many; none if the ledger has the chunk.
 
-        With `idle_seconds` only those parked so long ago that no producer waits with, and no dead letter needs.
+        With `idle_seconds` only those parked so long ago that no producer waits with, and no dead letter needs. With
+        `ttl_ms`, the images of a chunk that is not done are kept for so long from now on, where half of it is over.
         """
-        return self._script(_scripts.TAKE_BACK_BLOBS, (job, chunk, idle_seconds, *sha256s), int)
+        return self._script(_scripts.TAKE_BACK_BLOBS, (job, chunk, idle_seconds, ttl_ms, *sha256s), int)
 
     def parked_images(self, offset: int, count: int) -> Call[list[tuple[str, str, str]]]:
         """Parked images as (job, chunk, sha256), those first whose time is up first."""

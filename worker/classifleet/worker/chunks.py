@@ -10,8 +10,9 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -42,7 +43,7 @@ from classifleet.worker.leases import LeaseKeeper
 from classifleet.worker.lending import Lends, Loads, ModelAway
 from classifleet.worker.logs import log_chunk
 from classifleet.worker.outages import Interrupted, patiently
-from classifleet.worker.pipeline import SUSPECT_DEATHS, Pipeline
+from classifleet.worker.pipeline import SUSPECT_DEATHS, Pipeline, given_up
 from classifleet.worker.records import failed_records
 from classifleet.worker.sink import Sinks
 from classifleet.worker.tracing import ChunkTrace, Tracing
@@ -50,6 +51,8 @@ from classifleet.worker.wakeups import is_message, lane_of
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+GIVE_UP_DEATHS: Final = 30
+"""A chunk that so many workers have died of is answered: whatever kills them, it is not to kill the fleet for ever."""
 GIVE_UP_FAILURES: Final = 5
 """A chunk that has failed as a whole so often is answered with `internal`, rather than tried for ever."""
 REFUSE_SECONDS: Final = 2.0  # that a refused wake-up call waits for the consumer to stop, or it would come right back
@@ -108,6 +111,9 @@ class ChunkRunner:
         self._interrupt = interrupt
         self._tracing = tracing
         self._gate = Gate()
+        self._marking = threading.Lock()
+        self._marked: _Work | None = None
+        self._disturbances = 0
         self._refusing = threading.Event()
         self._stopped = threading.Event()
         self._running: set[Future[Any]] = set()
@@ -326,6 +332,9 @@ class ChunkRunner:
             except ImageError as error:
                 return self._failed(work, error)
             self._committer.require_place(work.payload)
+        if work.lease.deaths >= GIVE_UP_DEATHS:
+            log.error("given up", job=work.lease.job, chunk=work.lease.chunk, deaths=work.lease.deaths)
+            return given_up(work.payload, work.lease, self._owner)
         with self._lender.lent(work.lease.models) as loads:
             if loads:
                 work, records = self._with_models(work, loads)
@@ -378,6 +387,27 @@ class ChunkRunner:
             wait((future,), left)
         return future.result()
 
+    @contextmanager
+    def not_alone(self) -> Iterator[None]:
+        """While something is done that may end the process, no image is to blame if it ends."""
+        with self._marking:
+            self._disturbances += 1
+            marked, self._marked = self._marked, None
+            if marked is not None:
+                self._unmark(marked)
+        try:
+            yield
+        finally:
+            with self._marking:
+                self._disturbances -= 1
+
+    def _unmark(self, work: _Work) -> None:
+        job, chunk, attempt = work.held
+        try:
+            self._patiently(self._ledger.mark(job, chunk, self._owner, attempt, ""))
+        except (LedgerUnavailable, Interrupted) as error:
+            log.warning("an image is taken for alone, and is not", job=job, chunk=chunk, error=str(error))
+
     async def _mark_aside(self, work: _Work, turn: Turn, image: str) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self._mark, work, turn, image)
 
@@ -393,5 +423,8 @@ class ChunkRunner:
 
     def _tell(self, work: _Work, image: str) -> None:
         job, chunk, attempt = work.held
-        if not self._patiently(self._ledger.mark(job, chunk, self._owner, attempt, image)):
-            raise LeaseLost
+        with self._marking:
+            image = "" if self._disturbances else image
+            if not self._patiently(self._ledger.mark(job, chunk, self._owner, attempt, image)):
+                raise LeaseLost
+            self._marked = work if image else None

@@ -16,9 +16,9 @@ import re
 import threading
 import warnings
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Literal
 
-import numpy as np
 from PIL import (
     Image,
     ImageFile,
@@ -152,10 +152,12 @@ _ALLOCATED: Final = {"GIF": _gif_size, "WEBP": _webp_size}
 """The formats that take memory for their pixels when they are opened, and how large those say they are."""
 
 
+_SCAN: Final = re.compile(bytes((0xFF, JPEG_SCAN)))  # three times as fast as `bytes.count`
+
+
 def _scans(data: bytes, most: int) -> int:
     """Scans of a JPEG's first picture. Walks it only where a count is too high: a video may follow the picture."""
-    octets = np.frombuffer(data, np.uint8)  # a count of two bytes takes five times as long
-    scans = int(np.count_nonzero((octets[:-1] == 0xFF) & (octets[1:] == JPEG_SCAN)))
+    scans = sum(1 for _ in islice(_SCAN.finditer(data), most + 1))
     if scans <= most:
         return scans
     scans = 0

@@ -61,7 +61,7 @@ class LeaseKeeper:
         self._hand_back()
 
     def count_deaths(self) -> None:
-        """From now on what is handed back has died here, as if with the process: its device was lost."""
+        """From now on what is handed back has died here, as if with the process: its device is lost, or hangs."""
         self._died = True
 
     def alive(self) -> bool:

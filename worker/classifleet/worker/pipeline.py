@@ -43,7 +43,7 @@ from classifleet.worker.lanes import LaneExecutor, LaneSlots
 from classifleet.worker.models import ModelDescription
 from classifleet.worker.models.description import Preprocess
 from classifleet.worker.queues import Pixels, Scores
-from classifleet.worker.records import make_record
+from classifleet.worker.records import failed_records, make_record
 from classifleet.worker.sandbox import Sandbox
 from classifleet.worker.sandbox_child import Prepare
 from classifleet.worker.shadow import Shadow
@@ -222,14 +222,16 @@ class Pipeline:
     async def _one_by_one(self, images: list[_Image], chunk: _Chunk, mark: Mark | None) -> None:
         """Alone, so that a death speaks against the marked image and no other.
 
-        Those that it speaks against come last: a worker that dies of something else when it has just begun, again and
-        again, then does not die with the same image twice.
+        Those that it speaks against come last: if workers die of something else when they have just begun, then with
+        each image once before with one twice.
         """
         deaths = Counter(chunk.lease.lone_deaths)
         for image in sorted(images, key=lambda image: deaths[image.item.id]):
             if deaths[image.item.id] >= CONVICTING_DEATHS:
                 image.error = _poison(chunk.lease)
                 continue
+            if self._shadow is not None:
+                await self._shadow.settled()
             if mark is not None:
                 await mark(image.item.id)
             await self._one(image, chunk)
@@ -341,7 +343,7 @@ class Pipeline:
             image.trace.inferred(name, start, inference)
         note_slowest(image.timings, inference, chunk.trace_id)
         image.answers[name] = model_answer(model, inference.scores, chunk.payload.options)
-        if self._shadow is not None:
+        if self._shadow is not None and not chunk.suspect:  # it would be run beside the next image
             self._shadow.offer(name, pixels, inference.scores)
         if image.scores is not None:
             image.scores[name] = inference.scores
@@ -384,6 +386,15 @@ def _record(image: _Image, chunk: _Chunk, worker: str, total_ms: float, finished
         timings=Timings(queue=float(lease.waited_ms), **image.timings, total=total_ms),
         finished_at=finished_at,
     )
+
+
+def given_up(payload: Payload, lease: Lease, worker: str) -> list[Record]:
+    """The records of a chunk that too many workers have died of, untouched: `poison` where that is known."""
+    deaths = Counter(lease.lone_deaths)
+    error = ImageError(ErrorCode.INTERNAL, f"{lease.deaths} workers have died of its chunk; it is not tried again")
+    rest = failed_records(payload, error, attempt=lease.attempt, worker=worker)
+    poison = failed_records(payload, _poison(lease), attempt=lease.attempt, worker=worker)
+    return [bad if deaths[bad["id"]] >= CONVICTING_DEATHS else other for bad, other in zip(poison, rest, strict=True)]
 
 
 def _poison(lease: Lease) -> ImageError:

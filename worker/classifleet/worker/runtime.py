@@ -167,6 +167,7 @@ class Runtime:
             interrupt=self._interrupt,
             tracing=traced,
         )
+        shelf.aside = self.chunks.not_alone
         self._parts = _Parts(device, pulse, leases, pipeline.decode_pool)
 
     def consuming(self) -> None:
@@ -237,7 +238,9 @@ class Runtime:
         return self.chunks.in_flight.count
 
     def abort(self) -> None:
-        """Hand back what is at work."""
+        """Hand back what is at work. If the device hangs, an image may have done that, and it counts as a death."""
+        if self._parts is not None and self._parts.device.busy_seconds() > self.settings.stuck_seconds:
+            self._parts.leases.count_deaths()
         self.chunks.abort()
 
     def give_all_back(self) -> None:

@@ -53,7 +53,9 @@ class Sandbox:
     """Prepares images in child processes. Called from many threads, each of which has a child to itself meanwhile.
 
     Only an image that was the first of its child is convicted when the child dies: what a used child dies of, which
-    earlier images may have corrupted, is decoded once more in a fresh one.
+    earlier images may have corrupted, is decoded once more in a fresh one. So is one whose child was killed (the
+    kernel chooses it first when a container is short of memory) or did not answer in time (the machine may have stood
+    still).
     """
 
     def __init__(self, limits: SandboxLimits | None = None, *, command: Sequence[str] = COMMAND) -> None:
@@ -82,11 +84,16 @@ class Sandbox:
             with contextlib.suppress(_Died):
                 return self._ask(used, request, keep=True)
             log.warning("a used sandbox died; once more in a fresh one")
-        child = _Child(self._command)
         try:
-            return self._ask(child, request, keep=not alone)
+            return self._ask(_Child(self._command), request, keep=not alone)
         except _Died as death:
-            raise ImageError(ErrorCode.POISON, f"The image killed the process that decoded it: {death}.") from None
+            if not death.doubtful:
+                raise _poison(death) from None
+            log.warning("a sandbox died, perhaps of something else; once more in another one", because=str(death))
+        try:
+            return self._ask(_Child(self._command), request, keep=not alone)
+        except _Died as death:
+            raise _poison(death) from None
 
     def close(self) -> None:
         """End the idle children. To be called when no thread prepares any more."""
@@ -124,9 +131,22 @@ class Sandbox:
 class _Died(Exception):
     """The child did not live to answer; the text says what of."""
 
+    doubtful = False
+    """Whether that may have come from outside."""
+
+
+class _Ended(_Died):
+    """It was killed, or gave no answer in time."""
+
+    doubtful = True
+
 
 class _TooLate(_Died):
     """No answer in time."""
+
+
+def _poison(death: _Died) -> ImageError:
+    return ImageError(ErrorCode.POISON, f"The image killed the process that decoded it: {death}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +215,7 @@ class _Child:
             info = request.info(answer["info"])
             return info, {digest: self._receive_pixels(spec, deadline) for digest, spec in request.specs.items()}
         except _TooLate:
-            raise _Died(f"it took more than {seconds:g} s") from None
+            raise _Ended(f"it took more than {seconds:g} s") from None
         except (ValueError, KeyError, TypeError):
             raise _Died("its answer made no sense") from None
 
@@ -252,4 +272,6 @@ class _Child:
             return _Died("it closed its pipes")
         if status == -signal.SIGXCPU:
             return _Died("it took more time of a core than it is given")
+        if status == -signal.SIGKILL:
+            return _Ended("SIGKILL")
         return _Died(signal.Signals(-status).name if status < 0 else f"exit status {status}")

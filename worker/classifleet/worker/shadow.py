@@ -80,6 +80,11 @@ class Shadow:
         self._tasks.add(task)  # the loop holds tasks by weak references alone
         task.add_done_callback(self._tasks.discard)
 
+    async def settled(self) -> None:
+        """Wait until nothing that was offered is at work."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def _compare(self, shadow: str, pixels: Pixels, answered: Mapping[str, float]) -> None:
         try:
             inference = await self._device.compare(shadow, pixels, time.monotonic() + WAIT_SECONDS)

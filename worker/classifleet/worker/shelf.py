@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from queue import SimpleQueue
 from typing import Final
@@ -52,6 +52,7 @@ class Shelf:
         ready: The descriptions of the models that can be asked, by name with version.
         changed: Called when `ready` or `offers` is another, on any thread.
         look_soon: Called when the repository is to be looked at, since a model is unknown.
+        aside: Entered while a model is loaded, which may end the process.
     """
 
     def __init__(self, settings: Settings, device: Device, *, linger_seconds: float = LINGER_SECONDS) -> None:
@@ -72,6 +73,7 @@ class Shelf:
         self.ready: dict[str, ModelDescription] = {}
         self.changed: Callable[[], None] = lambda: None
         self.look_soon: Callable[[], None] = lambda: None
+        self.aside: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def decode_threads(self) -> int:
@@ -310,7 +312,8 @@ class Shelf:
 
     def _install(self, entry: Entry, repository: Repository, description: ModelDescription, *, serving: bool) -> None:
         self._make_room(entry, file_bytes(repository, entry.key))
-        size_bytes = self._loader.load(repository, description, serving=serving)
+        with self.aside():
+            size_bytes = self._loader.load(repository, description, serving=serving)
         with self._lock:
             entry.state, entry.usable, entry.problem = "ready", True, ""
             entry.size_bytes, entry.used_at = size_bytes, time.monotonic()

@@ -73,7 +73,9 @@ class MemoryLedger(Ledger):
 
         return _call(put)
 
-    def take_back_blobs(self, job: str, chunk: str, sha256s: Iterable[str], *, idle_seconds: int = 0) -> Call[int]:
+    def take_back_blobs(
+        self, job: str, chunk: str, sha256s: Iterable[str], *, idle_seconds: int = 0, ttl_ms: int = 0
+    ) -> Call[int]:
         """See `Ledger.take_back_blobs`."""
         hashes = tuple(sha256s)
         return _call(lambda: self.memory.take_back_blobs(job, chunk, hashes))

@@ -60,10 +60,11 @@ class Upkeep:
                 return
 
     def _take_back_images(self) -> None:
-        """Images in Redis whose producer ended before it put their chunk: a page of all that are parked."""
+        """A page of the images that are parked in Redis: those of chunks that wait are kept, forgotten ones are not."""
         runner, ledger = self._context.runner, self._context.ledger
         page = runner.run(ledger.parked_images(self._images_seen, PAGE))
-        calls = [ledger.take_back_blobs(job, chunk, [sha], idle_seconds=FORGOTTEN_SECONDS) for job, chunk, sha in page]
+        until = {"idle_seconds": FORGOTTEN_SECONDS, "ttl_ms": self._context.settings.blob_ttl_seconds * 1000}
+        calls = [ledger.take_back_blobs(job, chunk, [sha], **until) for job, chunk, sha in page]
         if taken := sum(runner.run_all(calls)):
             log.warning("images that were parked for no chunk taken back", images=taken)
         self._images_seen = self._images_seen + len(page) - taken if len(page) == PAGE else 0
