@@ -174,7 +174,7 @@ ROWS: Final[dict[str, Sequence[Panel]]] = {
             why="Share of a worker's time in which its device runs a model, on average.",
             queries={
                 "{{model}}": f"{rate('classifleet_device_seconds_total', 'model')} "
-                f'/ on () group_left count(classifleet_models{{{NS}, state="ready"}})',
+                f'/ on () group_left count(classifleet_models{{{NS}, state="ready"}} > 0)',
             },
         ),
         Panel(

@@ -7,15 +7,24 @@ from typing import Any
 import pytest
 from helm_python.errors import HelmRenderError
 
-from tests.helm.support import KEDA, LEAST, render
+from tests.helm.support import KEDA, LEAST, merged, render
 
 SQS = {"broker": {"type": "sqs"}, "ledger": {"existingSecret": "urls"}}
 AMQP = {**SQS, "broker": {"type": "amqp"}}
+ONE_POD = {"models": {"volume": {"type": "claim", "accessModes": ["ReadWriteOnce"]}}}
+PROMETHEUS = {
+    "exporter": {"enabled": False},
+    "keda": {"signal": "prometheus", "prometheus": {"serverAddress": "http://p:9090"}},
+}
 BUNDLED = {"broker": {"existingSecret": ""}, "redis": {"enabled": True}}
 
 
 def cpu(**values: Any) -> dict[str, Any]:
     return {"workers": {"cpu": values}}
+
+
+def limited(cpu_: str | float, **more: Any) -> dict[str, Any]:
+    return cpu(resources={"limits": {"cpu": cpu_, **more}})
 
 
 def keda(**values: Any) -> dict[str, Any]:
@@ -47,10 +56,28 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
         {"models": {"digests": {"a@1": "0" * 64}}, **cpu(models=["a@1", "a"])},
         "workers.cpu: models has a, and models.digests has not; name a version, and add its sha256 there",
     ),
+    ({**ONE_POD, **cpu(replicas=2)}, "more than one pod for one volume; use ReadWriteMany"),
     (
-        {"models": {"volume": {"type": "claim", "accessModes": ["ReadWriteOnce"]}}, **cpu(replicas=2)},
-        "more than one pod for one volume; use ReadWriteMany",
+        {**ONE_POD, **cpu(strategy={"rollingUpdate": {"maxSurge": 1}})},
+        "workers.cpu: strategy.rollingUpdate.maxSurge is 1, and a second pod cannot have the volume while the first "
+        "has it (models.volume.accessModes); set maxSurge: 0 and maxUnavailable: 1, or use ReadWriteMany",
     ),
+    (
+        {"models": {"volume": {"existingClaim": "m"}}},
+        "models.volume.existingClaim is set, and models.volume.type is emptyDir, which has no claim; set "
+        "models.volume.type: claim, or remove existingClaim",
+    ),
+    (
+        limited("1"),
+        "workers.cpu: resources.requests.cpu (2) is above resources.limits.cpu (1); lower it, or raise the other (one "
+        "that is not given is that of the defaults)",
+    ),
+    (limited(1.9), "resources.requests.cpu (2) is above resources.limits.cpu (1.9)"),
+    (limited("1999m"), "resources.requests.cpu (2) is above resources.limits.cpu (1999m)"),
+    (limited(4, memory="4294M"), "resources.requests.memory (4Gi) is above resources.limits.memory (4294M)"),
+    (limited(4, memory=4294967295), "resources.requests.memory (4Gi) is above resources.limits.memory"),
+    (limited(4, **{"ephemeral-storage": "4095Mi"}), "resources.requests.ephemeral-storage (4Gi) is above"),
+    ({"exporter": {"resources": {"limits": {"cpu": "50m"}}}}, "exporter: resources.requests.cpu (100m) is above"),
     (
         cpu(terminationGracePeriodSeconds=60),
         "workers.cpu: terminationGracePeriodSeconds is 60, and a drain takes up to 90 (drainSeconds + 30), so that "
@@ -68,7 +95,18 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
         "CHUNK_TIMEOUT_SECONDS is 1800, and RabbitMQ gives a message to another worker if none has acknowledged it "
         "after 1800 s (its consumer_timeout), while the chunk may be at work; set CHUNK_TIMEOUT_SECONDS below 1800",
     ),
-    (cpu(settings={"NAMESPACE": "b"}), "settings.NAMESPACE is of one class"),
+    *(
+        (
+            cpu(settings={name: value}),
+            f"settings.{name} is of one class, and the exporter and other classes would not know it; write it into",
+        )
+        for name, value in (("NAMESPACE", "b"), ("OBJECTIVE_SECONDS", "default=60"), ("POOLS", "m=slow"))
+    ),
+    (
+        cpu(autoscaling={"minReplicas": 3, "maxReplicas": 5}),
+        "workers.cpu: autoscaling.kind is not set, so that its other keys (maxReplicas, minReplicas) do nothing; set "
+        "it to keda or hpa, or remove the others",
+    ),
     (cpu(replicas=2, autoscaling=KEDA), "replicas is set, and the autoscaler decides about replicas; remove it"),
     (keda(minReplicas=11), "autoscaling.minReplicas (11) is above maxReplicas (10)"),
     (keda(fallbackReplicas=11), "autoscaling.fallbackReplicas (11) is above maxReplicas (10)"),
@@ -92,6 +130,11 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
         "workers.cpu: autoscaling.arrivalsShare is set, and keda.signal is redis, which has no figure of arrivals",
     ),
     ({**keda(), "keda": {"signal": "prometheus"}}, "keda.prometheus.serverAddress: keda.signal is prometheus"),
+    (
+        {**keda(), **PROMETHEUS},
+        "workers.cpu: keda.signal is prometheus, and exporter.enabled is false, so that nothing here shows Prometheus "
+        "what waits; set exporter.enabled: true, or keda.prometheus.matchers to those of another exporter",
+    ),
 ]
 
 
@@ -127,7 +170,16 @@ def test_a_fleet_without_a_class_is_refused() -> None:
             "keda": {"signal": "redis", "redis": {"address": "r:1"}},
         },
         {"models": {"source": "", "volume": {"type": "hostPath"}}},
-        {"models": {"volume": {"type": "claim", "accessModes": ["ReadWriteOnce"]}}},
+        ONE_POD,
+        {**ONE_POD, **cpu(strategy={"rollingUpdate": {"maxSurge": "0%"}})},
+        {**ONE_POD, **cpu(strategy={"type": "Recreate"})},
+        limited(2, memory="4Gi"),
+        limited("2000m", memory="4295M"),
+        limited(2.5, memory=4294967296),
+        cpu(resources={"requests": {"cpu": "0.5", "memory": "1T"}, "limits": {"cpu": "500m", "memory": "1Ti"}}),
+        cpu(autoscaling={"kind": "none", "minReplicas": 3}),
+        {"workerDefaults": {"autoscaling": {"kind": "hpa"}}, **cpu(autoscaling={"minReplicas": 3})},
+        merged(keda(), PROMETHEUS, {"keda": {"prometheus": {"matchers": 'namespace="a"'}}}),
         {**BUNDLED, "networkPolicy": {"egress": {"enabled": True}}},
     ],
 )

@@ -102,12 +102,20 @@ def test_the_cache_by_content_has_its_url_from_a_secret() -> None:
 
 @pytest.mark.parametrize(("volume", "apart"), [("emptyDir", False), ("claim", True), ("hostPath", True)])
 def test_compiled_code_is_not_shared_where_models_are_pinned(volume: str, apart: bool) -> None:
-    """Who can write to the tuning cache runs code in every worker that reads it."""
+    """Who can write to the tuning cache runs code in every worker that reads it; what fetches must write."""
     pinned = {"source": "s3://models", "digests": {"a@1": "0" * 64}}
     for models in (pinned, {"source": "s3://models"}):
         values = {"models": {**models, "volume": {"type": volume}}, "workers": {"cpu": {"models": ["a@1"]}}}
-        found = settings_of(render(LEAST, values), "-cpu").get("CLASSIFLEET_TUNING_CACHE")
+        objects = render(LEAST, values)
+        found = settings_of(objects, "-cpu").get("CLASSIFLEET_TUNING_CACHE")
         assert found == ("/tmp/tuning" if apart and models is pinned else None)
+        mounts = {
+            name.rpartition("/")[2]: mount.get("readOnly", False)
+            for name, each in containers(objects)
+            for mount in each["volumeMounts"]
+            if mount["name"] == "models"
+        }
+        assert mounts == {"models": False, "worker": apart and models is pinned}
 
 
 def test_a_signal_reaches_the_worker_and_it_has_the_time_to_drain(fleet: list[Object]) -> None:
@@ -232,7 +240,9 @@ def test_egress_is_public_or_named() -> None:
     policy = one(objects, "NetworkPolicy", "-worker")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     dns, public, named = policy["egress"]
-    assert {each["port"] for each in dns["ports"]} == {53}
+    assert {(each["port"], each["protocol"]) for each in dns["ports"]} == {
+        *((53, "UDP"), (53, "TCP"), (5353, "UDP"), (5353, "TCP"))
+    }, "OpenShift's DNS listens at 5353"
     v4, v6 = (each["ipBlock"] for each in public["to"])
     assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"} <= set(v4["except"])
     assert v6["cidr"] == "2000::/3"
@@ -259,7 +269,8 @@ def test_alerts_and_dashboards_are_what_lies_in_files() -> None:
         assert "namespace=~" not in rule["expr"]
         assert rule["annotations"]["runbook_url"].startswith(f"{where}#classifleet")
     shown = [each for each in of_kind(objects, "ConfigMap") if "grafana_dashboard" in each["metadata"]["labels"]]
-    assert {f"files/dashboards/{key}" for each in shown for key in each["data"]} == boards
+    keys = [key for each in shown for key in each["data"]]
+    assert {f"files/dashboards/{key.removeprefix('demo-classifleet-')}" for key in keys} == boards
     off = render(LEAST)
     assert not of_kind(off, "PrometheusRule")
     assert not [each for each in of_kind(off, "ConfigMap") if "-dashboard-" in each["metadata"]["name"]]
@@ -275,8 +286,18 @@ def test_alerts_and_dashboards_are_about_the_pods_and_autoscalers_of_the_release
     }
     scaled = ("horizontalpodautoscaler", "vision-.*")
     assert found == {"PrometheusRule": {scaled, ("pod", "vision-.*")}, "ConfigMap": {scaled}}
-    board = one(objects, "ConfigMap", "-dashboard-classifleet")["data"]["classifleet.json"]
-    assert json.loads(board)["title"] == "Classifleet"
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("classifleet", "Classifleet"), ("vision", "Classifleet (vision)"), ("v" * 40, f"Classifleet ({'v' * 40})")],
+)
+def test_grafana_keeps_the_dashboards_of_all_releases(name: str, title: str) -> None:
+    """It takes those with one file name, or one uid (of at most 40 characters), for one."""
+    objects = render(LEAST, {"monitoring": {"dashboards": {"enabled": True}}, "fullnameOverride": name})
+    [(key, text)] = one(objects, "ConfigMap", "-dashboard-classifleet")["data"].items()
+    board = json.loads(text)
+    assert (key, board["uid"], board["title"]) == (f"{name}-classifleet.json", name, title)
 
 
 def test_the_trial_redis_starts_again_with_its_settings_alone() -> None:

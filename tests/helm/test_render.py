@@ -234,12 +234,13 @@ def test_images() -> None:
 
 def test_models_are_fetched_by_digest() -> None:
     digest = "9f" * 32
-    values = {"models": {"digests": {"imagenet@1": digest}}, "workers": {"cpu": {"models": ["imagenet@1"]}}}
+    classes = {"cpu": {"models": ["imagenet@1"]}, "other": {"models": ["nsfw@1"]}}
+    values = {"models": {"digests": {"imagenet@1": digest, "nsfw@1": "0" * 64}}, "workers": classes}
     deployment = one(render(LEAST, values), "Deployment", "-cpu")
     [container] = deployment["spec"]["template"]["spec"]["initContainers"]
     assert container["args"] == [
         *("models", "fetch", "s3://models", "imagenet@1"), f"--pin=imagenet@1={digest}", "--repository=/models"
-    ]  # fmt: skip
+    ], "a digest of another class would roll this one"  # fmt: skip
     existing = render(LEAST, {"models": VOLUMES["existing"]})
     assert "initContainers" not in one(existing, "Deployment", "-cpu")["spec"]["template"]["spec"]
     assert settings_of(existing, "-cpu")["CLASSIFLEET_TUNING_CACHE"] == "/tmp/tuning"

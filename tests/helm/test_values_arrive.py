@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.helm.support import KEDA, LEAST, Object, containers, merged, of_kind, one, render, settings_of
-from tests.helm.test_render import BROKERS, CLASSES, EVERYTHING
+from tests.helm.test_render import BROKERS, CLASSES, EVERYTHING, SIGNALS
 
 RESOURCES = {
     "requests": {"cpu": "3", "memory": "5Gi", "ephemeral-storage": "6Gi"},
@@ -260,12 +260,20 @@ def test_budgets_for_disruption(fleet: list[Object]) -> None:
 
 
 def test_who_reads_the_metrics(fleet: list[Object]) -> None:
-    for name in ("-worker", "-exporter"):
-        ingress = one(fleet, "NetworkPolicy", name)["spec"]["ingress"]
-        assert ingress == [
-            {"ports": [{"port": "http", "protocol": "TCP"}], "from": EVERYTHING["networkPolicy"]["metricsFrom"]}
-        ]
-    open_to_all = one(render(LEAST), "NetworkPolicy", "-worker")["spec"]["ingress"]
+    """KEDA's operator, too, where it reads the exporter."""
+    given = EVERYTHING["networkPolicy"]["metricsFrom"]
+    keda = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "keda-operator"}}}
+    other_signal = render(GIVEN, SIGNALS["prometheus"])
+    unscaled = render(LEAST, {"networkPolicy": {"metricsFrom": given}})
+    for objects, name, peers in (
+        (fleet, "-worker", given),
+        (fleet, "-exporter", [*given, keda]),
+        (other_signal, "-exporter", given),
+        (unscaled, "-exporter", given),
+    ):
+        ingress = one(objects, "NetworkPolicy", name)["spec"]["ingress"]
+        assert ingress == [{"ports": [{"port": "http", "protocol": "TCP"}], "from": peers}]
+    open_to_all = one(render(LEAST, {"workers": CLASSES}), "NetworkPolicy", "-exporter")["spec"]["ingress"]
     assert open_to_all == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
 
 

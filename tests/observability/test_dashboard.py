@@ -111,5 +111,6 @@ def test_queries(panel: dict[str, Any], target: dict[str, Any]) -> None:
     by = set(re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", query))))
     if "count(sum by" not in query:  # which has them to count them
         assert not by & {"instance", "pod", "host", "hostname"}
+    assert not re.search(r"\bcount\(classifleet_models\{[^}]*\}\)", query), "which would count zeros"
     assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= by
     assert panel["description"]

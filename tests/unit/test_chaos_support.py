@@ -13,7 +13,7 @@ from tests.chaos.observer import AtWork
 
 def recovered(seconds: float | None) -> recovery.Recovery:
     """A fault with one chunk in flight, and when that was committed."""
-    found = recovery.Recovery([AtWork("j", "0", 1, 8, 1, alone=False)], by_others=True)
+    found = recovery.Recovery([AtWork("j", "0", 1, 8, 1)], by_others=True)
     if seconds is not None:
         found._left, found.all_seconds = [], seconds
     return found

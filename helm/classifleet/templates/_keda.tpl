@@ -1,5 +1,14 @@
 {{/* How KEDA counts the images that wait for a class: triggers with names, and the sum of them. */}}
 
+{{/* `true` if KEDA scales a class, else empty. Of the root. */}}
+{{- define "classifleet.usesKeda" -}}
+{{- $used := false -}}
+{{- range $name, $_ := .Values.workers -}}
+{{- $used = or $used (eq (include "classifleet.class" (list $ $name) | fromYaml).autoscaling.kind "keda") -}}
+{{- end -}}
+{{- ternary "true" "" $used -}}
+{{- end }}
+
 {{/* The queues that count, by trigger name: {q0: classify.default.bulk}. Of a merged class. */}}
 {{- define "classifleet.queues" -}}
 {{- range $i, $pool := .pools }}
@@ -112,10 +121,7 @@ triggers:
 
 {{/* The list under secretTargetRef; empty if KEDA needs no secrets. Of the root. */}}
 {{- define "classifleet.kedaAuthentication" -}}
-{{- $used := false -}}
-{{- range $name, $_ := .Values.workers -}}
-{{- $used = or $used (eq (include "classifleet.class" (list $ $name) | fromYaml).autoscaling.kind "keda") -}}
-{{- end -}}
+{{- $used := include "classifleet.usesKeda" . -}}
 {{- $keda := .Values.keda -}}
 {{- if and $used (eq $keda.signal "redis") }}
 {{- if $keda.redis.existingSecret }}

@@ -10,6 +10,9 @@
 {{- $class := include "classifleet.class" (list $ $name) | fromYaml -}}
 {{- include "classifleet.validateClass" (list $ $name $class) -}}
 {{- include "classifleet.validateDigests" (list $ $name $class) -}}
+{{- if and (eq $class.autoscaling.kind "none") $given.autoscaling (not (hasKey (default dict $given.autoscaling) "kind")) -}}
+{{- fail (printf "workers.%s: autoscaling.kind is not set, so that its other keys (%s) do nothing; set it to keda or hpa, or remove the others" $name (keys $given.autoscaling | sortAlpha | join ", ")) -}}
+{{- end -}}
 {{- if ne $class.autoscaling.kind "none" -}}
 {{- if hasKey $given "replicas" -}}
 {{- fail (printf "workers.%s: replicas is set, and the autoscaler decides about replicas; remove it, or set autoscaling.kind: none" $name) -}}
@@ -33,6 +36,9 @@
 {{- if and (ne $v.broker.type "redis") (not $v.ledger.existingSecret) -}}
 {{- fail (printf "ledger.existingSecret: the broker is %s, and the ledger needs a Redis; name the Secret that holds its URL" $v.broker.type) -}}
 {{- end -}}
+{{- if $v.exporter.enabled -}}
+{{- include "classifleet.validateResources" (list "exporter" $v.exporter.resources) -}}
+{{- end -}}
 {{- if and $v.monitoring.rules.enabled (not $v.exporter.enabled) -}}
 {{- fail "monitoring.rules.enabled: the alerts read the exporter's figures, and ClassifleetExporterAway would never end; set exporter.enabled: true, or monitoring.rules.enabled: false" -}}
 {{- end -}}
@@ -53,6 +59,9 @@
 {{- if and $models.digests (not $models.source) -}}
 {{- fail "models.digests: they are checked when models are fetched; set models.source, or remove them" -}}
 {{- end -}}
+{{- if and $volume.existingClaim (ne $volume.type "claim") -}}
+{{- fail (printf "models.volume.existingClaim is set, and models.volume.type is %s, which has no claim; set models.volume.type: claim, or remove existingClaim" $volume.type) -}}
+{{- end -}}
 {{- if and (not $models.source) (not $models.build) (or (eq $volume.type "emptyDir") (and (eq $volume.type "claim") (not $volume.existingClaim))) -}}
 {{- fail "models: the volume starts empty and nothing brings models to it; set models.source (or models.build for a trial), or models.volume.type: claim with an existingClaim that holds them" -}}
 {{- end -}}
@@ -61,6 +70,10 @@
 {{- $class := include "classifleet.class" (list $ $name) | fromYaml -}}
 {{- if or (gt (len $.Values.workers) 1) (ne $class.autoscaling.kind "none") (gt (int $class.replicas) 1) -}}
 {{- fail "models.volume.accessModes: there is more than one pod for one volume; use ReadWriteMany, or models.volume.type: emptyDir" -}}
+{{- end -}}
+{{- $strategy := $class.strategy -}}
+{{- if and (eq $strategy.type "RollingUpdate") (not (has (toString $strategy.rollingUpdate.maxSurge) (list "0" "0%"))) -}}
+{{- fail (printf "workers.%s: strategy.rollingUpdate.maxSurge is %v, and a second pod cannot have the volume while the first has it (models.volume.accessModes); set maxSurge: 0 and maxUnavailable: 1, or use ReadWriteMany" $name $strategy.rollingUpdate.maxSurge) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -79,6 +92,24 @@
 {{- end -}}
 {{- end }}
 
+{{/* A quantity of Kubernetes, such as 500m or 4Gi, as a number. */}}
+{{- define "classifleet.quantity" -}}
+{{- $units := dict "m" 1e-3 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 0x1p10 "Mi" 0x1p20 "Gi" 0x1p30 "Ti" 0x1p40 "Pi" 0x1p50 "Ei" 0x1p60 -}}
+{{- $unit := regexFind "[A-Za-z]+$" (toString .) -}}
+{{- mulf (toString . | trimSuffix $unit) (default 1.0 (get $units $unit)) -}}
+{{- end }}
+
+{{/* Of (list whose resources). */}}
+{{- define "classifleet.validateResources" -}}
+{{- $whose := index . 0 -}}{{- $limits := default dict (index . 1).limits -}}
+{{- range $what, $request := (index . 1).requests -}}
+{{- $limit := get $limits $what -}}
+{{- if and (ne (toString $limit) "") (gt (include "classifleet.quantity" $request | float64) (include "classifleet.quantity" $limit | float64)) -}}
+{{- fail (printf "%s: resources.requests.%s (%v) is above resources.limits.%s (%v); lower it, or raise the other (one that is not given is that of the defaults)" $whose $what $request $what $limit) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{/* Of (list $ name merged-class). */}}
 {{- define "classifleet.validateClass" -}}
 {{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $class := index . 2 -}}
@@ -87,14 +118,15 @@
 {{- if lt $grace $least -}}
 {{- fail (printf "workers.%s: terminationGracePeriodSeconds is %d, and a drain takes up to %d (drainSeconds + 30), so that Kubernetes would kill chunks at work; raise it, or lower drainSeconds" $name $grace $least) -}}
 {{- end -}}
+{{- include "classifleet.validateResources" (list (printf "workers.%s" $name) $class.resources) -}}
 {{- $rolling := $class.strategy.rollingUpdate -}}
 {{- if and (eq $class.strategy.type "RollingUpdate") (has (toString $rolling.maxSurge) (list "0" "0%")) (has (toString $rolling.maxUnavailable) (list "0" "0%")) -}}
 {{- fail (printf "workers.%s: strategy.rollingUpdate lets no pod come before one goes (maxSurge) nor one go before another comes (maxUnavailable); raise one of them" $name) -}}
 {{- end -}}
 {{- $settings := mergeOverwrite (deepCopy $root.Values.settings) $class.settings -}}
-{{- range list "NAMESPACE" "POOLS" -}}
+{{- range list "NAMESPACE" "OBJECTIVE_SECONDS" "POOLS" -}}
 {{- if hasKey $class.settings . -}}
-{{- fail (printf "workers.%s: settings.%s is of one class, and the exporter and other classes would look elsewhere; write it into settings at the top" $name .) -}}
+{{- fail (printf "workers.%s: settings.%s is of one class, and the exporter and other classes would not know it; write it into settings at the top" $name .) -}}
 {{- end -}}
 {{- end -}}
 {{- $lease := default 60 $settings.LEASE_SECONDS | float64 -}}
@@ -153,5 +185,8 @@
 {{- end -}}
 {{- if and (eq $keda.signal "prometheus") (not $keda.prometheus.serverAddress) -}}
 {{- fail "keda.prometheus.serverAddress: keda.signal is prometheus; write the URL of the server there" -}}
+{{- end -}}
+{{- if and (eq $keda.signal "prometheus") (not $root.Values.exporter.enabled) (not $keda.prometheus.matchers) -}}
+{{- fail (printf "workers.%s: keda.signal is prometheus, and exporter.enabled is false, so that nothing here shows Prometheus what waits; set exporter.enabled: true, or keda.prometheus.matchers to those of another exporter" $name) -}}
 {{- end -}}
 {{- end }}

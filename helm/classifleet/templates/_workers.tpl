@@ -23,6 +23,16 @@
 {{- mul (default 32 $settings.CHUNKS_IN_FLIGHT | int64) $chunk -}}
 {{- end }}
 
+{{/*
+Whether workers may not write to the volume of the models. Their tuning cache there would hold compiled code: with pinned
+models no other pod, and nobody who can write to the volume, may bring any. Of the root.
+*/}}
+{{- define "classifleet.modelsReadOnly" -}}
+{{- with .Values.models -}}
+{{- or .volume.readOnly (and (not (empty .digests)) (ne .volume.type "emptyDir")) -}}
+{{- end -}}
+{{- end }}
+
 {{/* The settings of a class, or of the exporter where class is empty: CLASSIFLEET_* as YAML. Of (list $ class). */}}
 {{- define "classifleet.settings" -}}
 {{- $root := index . 0 -}}
@@ -37,9 +47,7 @@
       "MODEL_REPOSITORY" "/models"
       "DEVICE" (ternary "cuda" "cpu" $class.gpu.enabled)
       "DRAIN_SECONDS" $class.drainSeconds) -}}
-{{- /* It holds compiled code. With pinned models no other pod, and nobody who can write to the volume, may bring any. */ -}}
-{{- $shared := and $root.Values.models.digests (ne $root.Values.models.volume.type "emptyDir") -}}
-{{- if or $root.Values.models.volume.readOnly $shared -}}
+{{- if eq (include "classifleet.modelsReadOnly" $root) "true" -}}
 {{- $own = set $own "TUNING_CACHE" "/tmp/tuning" -}}
 {{- end -}}
 {{- else -}}
@@ -123,8 +131,11 @@ affinity:
 {{- range (index . 1).models }}
 - {{ quote . }}
 {{- end }}
-{{- range $key, $sha256 := $models.digests }}
-- --pin={{ $key }}={{ $sha256 }}
+{{- /* Its own alone: another class' model must not roll this one. */}}
+{{- range $key := (index . 1).models }}
+{{- with get (default dict $models.digests) $key }}
+- --pin={{ $key }}={{ . }}
+{{- end }}
 {{- end }}
 - --repository=/models
 {{- else if $models.build }}

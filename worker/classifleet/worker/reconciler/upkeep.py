@@ -60,7 +60,7 @@ class Upkeep:
                 return
 
     def _take_back_images(self) -> None:
-        """A page of the images that are parked in Redis: those of chunks that wait are kept, forgotten ones are not."""
+        """A page of what is parked in Redis: the images of chunks that wait are kept, forgotten ones are not."""
         runner, ledger = self._context.runner, self._context.ledger
         page = runner.run(ledger.parked_images(self._images_seen, PAGE))
         until = {"idle_seconds": FORGOTTEN_SECONDS, "ttl_ms": self._context.settings.blob_ttl_seconds * 1000}
