@@ -33,6 +33,9 @@ class ScriptedPipeline:
         self.begun = 0
         self.images = 0
 
+    def wait_idle(self) -> None:
+        """It has no device."""
+
     async def classify(
         self, payload: Payload, lease: Lease, lane: str, mark: Mark | None = None, trace: object = None
     ) -> list[Record]:

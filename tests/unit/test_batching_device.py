@@ -143,8 +143,15 @@ def test_busy_seconds_and_alive() -> None:
         assert running.busy_seconds() == 0
         thread = threading.Thread(target=lambda: asyncio.run(running.infer("m", image(1), "bulk")))
         thread.start()
-        wait_until(lambda: running.busy_seconds() > 0.01, "the device to be busy")
+        wait_until(lambda: running.forward_seconds() > 0.01, "the device to be busy")
+        assert running.busy_seconds() > 0.01
+        idle = threading.Thread(target=running.wait_idle)
+        idle.start()
+        idle.join(0.05)
+        assert idle.is_alive()
         model.gate.set()
+        idle.join(10)
+        assert not idle.is_alive()
         thread.join()
         wait_until(lambda: running.busy_seconds() == 0, "the device to be idle")
     assert not running.alive()

@@ -6,7 +6,8 @@ import asyncio
 import gc
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -271,14 +272,17 @@ def test_no_shadow_runs_beside_the_images_of_a_suspect_chunk(run: Any) -> None:
         def offer(self, *_: object) -> None:
             events.append("offer")
 
-        async def settled(self) -> None:
-            events.append("settled")
+        @asynccontextmanager
+        async def paused(self) -> AsyncIterator[None]:
+            events.append("paused")
+            yield
+            events.append("goes on")
 
     async def mark(image: str) -> None:
         events.append(f"mark {image}".strip())
 
     run({"a": jpeg(9), "b": jpeg(9)}, mark=mark, shadow=Watched(), deaths=2)
-    assert events == ["settled", "mark a", "settled", "mark b", "mark"]
+    assert events == ["paused", "mark a", "offer", "mark b", "offer", "mark", "goes on"]
     events.clear()
     run({"a": jpeg(9)}, shadow=Watched(), deaths=1)
     assert events == ["offer"]

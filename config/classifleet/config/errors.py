@@ -98,7 +98,8 @@ CODES: Final = MappingProxyType(
         ErrorCode.CANCELLED: CodeSpec("The job was cancelled before the image was classified.", True, 409),
         ErrorCode.POISON: CodeSpec("The image, alone in a process, killed it.", False, 422, True),
         ErrorCode.INTERNAL: CodeSpec(
-            "A defect of classifleet, or a sink that took no records for too long: the message says which.",
+            "A defect of classifleet, a sink that took no records for too long, or a chunk that too many workers have "
+            "died of: the message says which.",
             True,
             500,
             True,

@@ -53,6 +53,9 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 GIVE_UP_DEATHS: Final = 30
 """A chunk that so many workers have died of is answered: whatever kills them, it is not to kill the fleet for ever."""
+PATIENT_DEATHS: Final = 6
+LOADS_SECONDS: Final = 60.0
+"""From so many deaths on, an image of a chunk waits so long for models that are being loaded, so as to be alone."""
 GIVE_UP_FAILURES: Final = 5
 """A chunk that has failed as a whole so often is answered with `internal`, rather than tried for ever."""
 REFUSE_SECONDS: Final = 2.0  # that a refused wake-up call waits for the consumer to stop, or it would come right back
@@ -111,7 +114,7 @@ class ChunkRunner:
         self._interrupt = interrupt
         self._tracing = tracing
         self._gate = Gate()
-        self._marking = threading.Lock()
+        self._marking = threading.Condition()
         self._marked: _Work | None = None
         self._disturbances = 0
         self._refusing = threading.Event()
@@ -392,14 +395,16 @@ class ChunkRunner:
         """While something is done that may end the process, no image is to blame if it ends."""
         with self._marking:
             self._disturbances += 1
-            marked, self._marked = self._marked, None
-            if marked is not None:
-                self._unmark(marked)
         try:
+            with self._marking:
+                marked, self._marked = self._marked, None
+                if marked is not None:
+                    self._unmark(marked)
             yield
         finally:
             with self._marking:
                 self._disturbances -= 1
+                self._marking.notify_all()
 
     def _unmark(self, work: _Work) -> None:
         job, chunk, attempt = work.held
@@ -419,7 +424,16 @@ class ChunkRunner:
             self._tell(work, "")
             self._gate.let_pass(turn, self._chunk_seconds)
             self.in_flight.progress()
+        if image:
+            self._alone_indeed(work)
         self._tell(work, image)
+
+    def _alone_indeed(self, work: _Work) -> None:
+        """Wait until nothing else can end the process: for loads a while, if the chunk has cost enough already."""
+        self._pipeline.wait_idle()
+        if work.lease.deaths >= PATIENT_DEATHS:
+            with self._marking:
+                self._marking.wait_for(lambda: not self._disturbances, LOADS_SECONDS)
 
     def _tell(self, work: _Work, image: str) -> None:
         job, chunk, attempt = work.held

@@ -173,9 +173,22 @@ class Device:
 
     def busy_seconds(self) -> float:
         """How long the forward pass, or call, that runs now has been running; 0 when idle."""
+        since = self._call_since
+        return self.forward_seconds() or (0.0 if since is None else time.monotonic() - since)
+
+    def forward_seconds(self) -> float:
+        """How long the forward pass that runs now has been running; 0 when none does."""
         running = self._running
-        since = running.since if running else self._call_since
+        since = running.since if running else None
         return 0.0 if since is None else time.monotonic() - since
+
+    def wait_idle(self) -> None:
+        """Wait until no batch runs; what is asked for later does not count.
+
+        Raises:
+            ModelError: The device is closed or lost.
+        """
+        self.call(lambda: None)
 
     def alive(self) -> bool:
         """Whether the thread runs."""

@@ -209,6 +209,14 @@ class Pipeline:
             waits.close()
         return _records(images, chunk, self._worker)
 
+    def wait_idle(self) -> None:
+        """Wait until no forward pass runs, be it one that nobody waits for any more.
+
+        Raises:
+            ModelError: The device is closed or lost.
+        """
+        self._device.wait_idle()
+
     def _chunk(self, payload: Payload, lease: Lease, lane: Lane, trace: ChunkTrace | None) -> _Chunk:
         began = time.monotonic()
         deadline = math.inf if lease.left_ms is None else began + lease.left_ms / MS_PER_S
@@ -226,17 +234,16 @@ class Pipeline:
         each image once before with one twice.
         """
         deaths = Counter(chunk.lease.lone_deaths)
-        for image in sorted(images, key=lambda image: deaths[image.item.id]):
-            if deaths[image.item.id] >= CONVICTING_DEATHS:
-                image.error = _poison(chunk.lease)
-                continue
-            if self._shadow is not None:
-                await self._shadow.settled()
+        async with nullcontext() if self._shadow is None else self._shadow.paused():
+            for image in sorted(images, key=lambda image: deaths[image.item.id]):
+                if deaths[image.item.id] >= CONVICTING_DEATHS:
+                    image.error = _poison(chunk.lease)
+                    continue
+                if mark is not None:
+                    await mark(image.item.id)
+                await self._one(image, chunk)
             if mark is not None:
-                await mark(image.item.id)
-            await self._one(image, chunk)
-        if mark is not None:
-            await mark("")
+                await mark("")
 
     def _held_bytes(self, chunk: _Chunk) -> int:
         """What a chunk holds when all but its slow images are done, about."""
@@ -343,7 +350,7 @@ class Pipeline:
             image.trace.inferred(name, start, inference)
         note_slowest(image.timings, inference, chunk.trace_id)
         image.answers[name] = model_answer(model, inference.scores, chunk.payload.options)
-        if self._shadow is not None and not chunk.suspect:  # it would be run beside the next image
+        if self._shadow is not None:
             self._shadow.offer(name, pixels, inference.scores)
         if image.scores is not None:
             image.scores[name] = inference.scores

@@ -239,7 +239,7 @@ class Runtime:
 
     def abort(self) -> None:
         """Hand back what is at work. If the device hangs, an image may have done that, and it counts as a death."""
-        if self._parts is not None and self._parts.device.busy_seconds() > self.settings.stuck_seconds:
+        if self._parts is not None and self._parts.device.forward_seconds() > self.settings.stuck_seconds:
             self._parts.leases.count_deaths()
         self.chunks.abort()
 

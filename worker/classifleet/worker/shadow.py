@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Final
 
 import numpy as np
@@ -57,6 +58,7 @@ class Shadow:
         self._wish = wish
         self._chance = chance
         self._tasks: set[asyncio.Task[None]] = set()
+        self._pauses = 0
         self._unfit: set[tuple[str, str]] = set()
 
     def offer(self, key: str, pixels: Mapping[str, Pixels], scores: Scores) -> None:
@@ -68,7 +70,7 @@ class Shadow:
             scores: The answer.
         """
         shadow, share = self._versions.get(key.partition("@")[0], ("", 0.0))
-        if shadow in ("", key) or self._chance() >= share:
+        if self._pauses or shadow in ("", key) or self._chance() >= share:
             return
         self._wish(shadow)
         model = self._ready.get(shadow)
@@ -80,10 +82,16 @@ class Shadow:
         self._tasks.add(task)  # the loop holds tasks by weak references alone
         task.add_done_callback(self._tasks.discard)
 
-    async def settled(self) -> None:
-        """Wait until nothing that was offered is at work."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Nothing is compared while the block runs; what is at work is waited for."""
+        self._pauses += 1
+        try:
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+            yield
+        finally:
+            self._pauses -= 1
 
     async def _compare(self, shadow: str, pixels: Pixels, answered: Mapping[str, float]) -> None:
         try:
