@@ -35,6 +35,10 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"broker": {"existingSecret": ""}}, "broker.existingSecret: there is no broker; name the Secret"),
     ({"redis": {"enabled": True}}, "set redis.enabled: false, or remove broker.existingSecret"),
     ({**BUNDLED, "broker": {"existingSecret": "", "type": "amqp"}}, "set broker.type: redis, or redis.enabled: false"),
+    (
+        {"broker": {"existingSecret": ""}, "redis": {"enabled": True, "cpu": "50m"}},
+        "redis.cpu is 50m, and its pod asks for 100m; raise it",
+    ),
     ({"broker": {"type": "amqp"}}, "ledger.existingSecret: the broker is amqp, and the ledger needs a Redis"),
     (
         {"exporter": {"enabled": False}, "monitoring": {"rules": {"enabled": True}}},

@@ -39,6 +39,9 @@
 {{- if $v.exporter.enabled -}}
 {{- include "classifleet.validateResources" (list "exporter" $v.exporter.resources) -}}
 {{- end -}}
+{{- if and $v.redis.enabled (lt (include "classifleet.quantity" $v.redis.cpu | float64) 0.1) -}}
+{{- fail (printf "redis.cpu is %v, and its pod asks for 100m; raise it" $v.redis.cpu) -}}
+{{- end -}}
 {{- if and $v.monitoring.rules.enabled (not $v.exporter.enabled) -}}
 {{- fail "monitoring.rules.enabled: the alerts read the exporter's figures, and ClassifleetExporterAway would never end; set exporter.enabled: true, or monitoring.rules.enabled: false" -}}
 {{- end -}}
