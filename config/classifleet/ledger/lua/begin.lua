@@ -88,5 +88,6 @@ end
 local held = redis.call('HMGET', c.key, 'payload', 'deadline_at', 'lone_deaths', 'digest', 'trace')
 local left = tonumber(held[2]) and tonumber(held[2]) - now
 return {(left and left <= 0) and 'EXPIRED' or 'RUN', c.job, c.chunk, held[1] or '', c.attempt, c.deaths,
-  now - tonumber(c.queued_at), left and whole(left) or '', cjson.encode(models), held[3] and cjson.encode(lone_deaths(held[3])) or '[]',
+  now - tonumber(c.queued_at), left and whole(left) or '', cjson.encode(models),
+  held[3] and cjson.encode(lone_deaths(held[3])) or '[]',
   held[4] or '', held[5] or ''}
