@@ -12,7 +12,7 @@ from celery.exceptions import Reject
 
 from classifleet.config import LedgerUnavailable, Settings
 from classifleet.ledger import _scripts
-from classifleet.worker.chunks import GIVE_UP_DEATHS, PATIENT_DEATHS
+from classifleet.worker.suspects import GIVE_UP_DEATHS, PATIENT_DEATHS
 from tests.conftest import S3, SettingsFactory
 from tests.fixtures_ledger import QUEUE, Bench
 from tests.support import wait_until
@@ -62,7 +62,7 @@ def test_no_image_is_to_blame_while_a_model_is_loaded(workshop: Workshop, settin
     workshop.put("0", images=20, deaths=2)
     running = workshop.start("0")
     wait_until(lambda: workshop.mark("0"), "an image to be marked")
-    with chunks.not_alone():
+    with chunks.marks.not_alone():
         for _ in range(3):
             assert not workshop.mark("0")
             done = pipeline.images
@@ -78,14 +78,14 @@ def test_a_chunk_that_has_cost_much_waits_for_loads_a_while(
     """Or the image that kills would never be marked, where each worker begins with loads."""
     chunks = workshop.build(settings())
     workshop.put("0", images=1, deaths=PATIENT_DEATHS)
-    with chunks.not_alone():
+    with chunks.marks.not_alone():
         running = workshop.start("0")
         with pytest.raises(TimeoutError):
             running.result(0.3)
     running.result(10)
     workshop.put("1", images=1, deaths=PATIENT_DEATHS)
-    monkeypatch.setattr("classifleet.worker.chunks.LOADS_SECONDS", 0.05)
-    with chunks.not_alone():
+    monkeypatch.setattr("classifleet.worker.suspects.LOADS_SECONDS", 0.05)
+    with chunks.marks.not_alone():
         workshop.start("1").result(10)
     assert code_counts(workshop.bench) == {"not_found": 2}
 

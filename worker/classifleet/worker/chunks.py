@@ -10,9 +10,8 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import CancelledError, Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -39,23 +38,19 @@ from classifleet.worker.commits import Committer, NoPlace, SinkGivenUp
 from classifleet.worker.gate import Gate, GateClosed, Turn
 from classifleet.worker.inflight import InFlight
 from classifleet.worker.instruments import CHUNKS, HANDED_BACK, INFLIGHT, QUEUE_WAIT, observe
-from classifleet.worker.leases import LeaseKeeper
+from classifleet.worker.leases import Held, LeaseKeeper
 from classifleet.worker.lending import Lends, Loads, ModelAway
 from classifleet.worker.logs import log_chunk
 from classifleet.worker.outages import Interrupted, patiently
-from classifleet.worker.pipeline import SUSPECT_DEATHS, Pipeline, given_up
+from classifleet.worker.pipeline import Pipeline
 from classifleet.worker.records import failed_records
 from classifleet.worker.sink import Sinks
+from classifleet.worker.suspects import GIVE_UP_DEATHS, PATIENT_DEATHS, SUSPECT_DEATHS, Marks, given_up
 from classifleet.worker.tracing import ChunkTrace, Tracing
 from classifleet.worker.wakeups import is_message, lane_of
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-GIVE_UP_DEATHS: Final = 30
-"""A chunk that so many workers have died of is answered: whatever kills them, it is not to kill the fleet for ever."""
-PATIENT_DEATHS: Final = 6
-LOADS_SECONDS: Final = 60.0
-"""From so many deaths on, an image of a chunk waits so long for models that are being loaded, so as to be alone."""
 GIVE_UP_FAILURES: Final = 5
 """A chunk that has failed as a whole so often is answered with `internal`, rather than tried for ever."""
 REFUSE_SECONDS: Final = 2.0  # that a refused wake-up call waits for the consumer to stop, or it would come right back
@@ -76,7 +71,7 @@ class _Work:
     trace: ChunkTrace | None = None
 
     @property
-    def held(self) -> tuple[str, str, int]:
+    def held(self) -> Held:
         return self.lease.job, self.lease.chunk, self.lease.attempt
 
 
@@ -114,9 +109,7 @@ class ChunkRunner:
         self._interrupt = interrupt
         self._tracing = tracing
         self._gate = Gate()
-        self._marking = threading.Condition()
-        self._marked: _Work | None = None
-        self._disturbances = 0
+        self.marks = Marks(self._tell)
         self._refusing = threading.Event()
         self._stopped = threading.Event()
         self._running: set[Future[Any]] = set()
@@ -390,55 +383,27 @@ class ChunkRunner:
             wait((future,), left)
         return future.result()
 
-    @contextmanager
-    def not_alone(self) -> Iterator[None]:
-        """While something is done that may end the process, no image is to blame if it ends."""
-        with self._marking:
-            self._disturbances += 1
-        try:
-            with self._marking:
-                marked, self._marked = self._marked, None
-                if marked is not None:
-                    self._unmark(marked)
-            yield
-        finally:
-            with self._marking:
-                self._disturbances -= 1
-                self._marking.notify_all()
-
-    def _unmark(self, work: _Work) -> None:
-        job, chunk, attempt = work.held
-        try:
-            self._patiently(self._ledger.mark(job, chunk, self._owner, attempt, ""))
-        except (LedgerUnavailable, Interrupted) as error:
-            log.warning("an image is taken for alone, and is not", job=job, chunk=chunk, error=str(error))
-
     async def _mark_aside(self, work: _Work, turn: Turn, image: str) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self._mark, work, turn, image)
 
     def _mark(self, work: _Work, turn: Turn, image: str) -> None:
-        """Say which image is touched next, and let others pass before it is."""
+        """Say which image is touched next, once the chunk is alone indeed; let others pass before it is."""
         turn.progress()
         self.in_flight.progress()
         if self._gate.interactive_waits():
-            self._tell(work, "")
+            self._put_mark(work, "")
             self._gate.let_pass(turn, self._chunk_seconds)
             self.in_flight.progress()
         if image:
-            self._alone_indeed(work)
-        self._tell(work, image)
+            self._pipeline.wait_idle()
+            if work.lease.deaths >= PATIENT_DEATHS:
+                self.marks.wait_alone()
+        self._put_mark(work, image)
 
-    def _alone_indeed(self, work: _Work) -> None:
-        """Wait until nothing else can end the process: for loads a while, if the chunk has cost enough already."""
-        self._pipeline.wait_idle()
-        if work.lease.deaths >= PATIENT_DEATHS:
-            with self._marking:
-                self._marking.wait_for(lambda: not self._disturbances, LOADS_SECONDS)
+    def _put_mark(self, work: _Work, image: str) -> None:
+        if not self.marks.put(work.held, image):
+            raise LeaseLost
 
-    def _tell(self, work: _Work, image: str) -> None:
-        job, chunk, attempt = work.held
-        with self._marking:
-            image = "" if self._disturbances else image
-            if not self._patiently(self._ledger.mark(job, chunk, self._owner, attempt, image)):
-                raise LeaseLost
-            self._marked = work if image else None
+    def _tell(self, held: Held, image: str) -> bool:
+        job, chunk, attempt = held
+        return self._patiently(self._ledger.mark(job, chunk, self._owner, attempt, image))

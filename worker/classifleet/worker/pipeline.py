@@ -43,20 +43,17 @@ from classifleet.worker.lanes import LaneExecutor, LaneSlots
 from classifleet.worker.models import ModelDescription
 from classifleet.worker.models.description import Preprocess
 from classifleet.worker.queues import Pixels, Scores
-from classifleet.worker.records import failed_records, make_record
+from classifleet.worker.records import make_record
 from classifleet.worker.sandbox import Sandbox
 from classifleet.worker.sandbox_child import Prepare
 from classifleet.worker.shadow import Shadow
 from classifleet.worker.stages import Limit, note_slowest
+from classifleet.worker.suspects import CONVICTING_DEATHS, SUSPECT_DEATHS, poison
 from classifleet.worker.tracing import ChunkTrace, ImageTrace
 from classifleet.worker.waiting import WaitingChunk, WaitingImage, WaitingRoom
 
 log = structlog.get_logger(__name__)
 MS_PER_S: Final = 1000
-SUSPECT_DEATHS: Final = 2
-"""A chunk whose workers died so often is done image by image, and decoded in a sandbox unless that is turned off."""
-CONVICTING_DEATHS: Final = 2
-"""Of workers that were alone with an image, before it is `poison`: one may be killed from outside at such a moment."""
 PREDICTION_BYTES: Final = 256  # of a class in a finished record, in memory
 # Found once: looking a metric up by its label costs as much as observing it.
 _FETCH, _DECODE = map(STAGE_DURATION.labels, ("fetch", "decode"))
@@ -237,7 +234,7 @@ class Pipeline:
         async with nullcontext() if self._shadow is None else self._shadow.paused():
             for image in sorted(images, key=lambda image: deaths[image.item.id]):
                 if deaths[image.item.id] >= CONVICTING_DEATHS:
-                    image.error = _poison(chunk.lease)
+                    image.error = poison(chunk.lease)
                     continue
                 if mark is not None:
                     await mark(image.item.id)
@@ -392,22 +389,6 @@ def _record(image: _Image, chunk: _Chunk, worker: str, total_ms: float, finished
         models=answers,
         timings=Timings(queue=float(lease.waited_ms), **image.timings, total=total_ms),
         finished_at=finished_at,
-    )
-
-
-def given_up(payload: Payload, lease: Lease, worker: str) -> list[Record]:
-    """The records of a chunk that too many workers have died of, untouched: `poison` where that is known."""
-    deaths = Counter(lease.lone_deaths)
-    error = ImageError(ErrorCode.INTERNAL, f"{lease.deaths} workers have died of its chunk; it is not tried again")
-    rest = failed_records(payload, error, attempt=lease.attempt, worker=worker)
-    poison = failed_records(payload, _poison(lease), attempt=lease.attempt, worker=worker)
-    return [bad if deaths[bad["id"]] >= CONVICTING_DEATHS else other for bad, other in zip(poison, rest, strict=True)]
-
-
-def _poison(lease: Lease) -> ImageError:
-    return ImageError(
-        ErrorCode.POISON,
-        f"{CONVICTING_DEATHS} workers died while they were alone with the image, of {lease.deaths} with its chunk.",
     )
 
 

@@ -167,7 +167,7 @@ class Runtime:
             interrupt=self._interrupt,
             tracing=traced,
         )
-        shelf.aside = self.chunks.not_alone
+        shelf.aside = self.chunks.marks.not_alone
         self._parts = _Parts(device, pulse, leases, pipeline.decode_pool)
 
     def consuming(self) -> None:
