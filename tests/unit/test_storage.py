@@ -90,6 +90,25 @@ def test_empty_folders_are_pruned_up_to_the_root(store: Store) -> None:
     assert store.get("a/b/c") == b"x"
 
 
+def test_a_folder_that_is_pruned_while_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(folder: Path) -> bool:  # `mkdir` looks whether what it found in its way is a folder
+        if folder == tmp_path / "job" and not pruned:
+            pruned.append(folder)
+            folder.rmdir()
+        return is_dir(folder)
+
+    pruned: list[Path] = []
+    is_dir = Path.is_dir
+    (tmp_path / "job").mkdir()
+    store = FolderStore(tmp_path)
+    monkeypatch.setattr(Path, "is_dir", look)
+    store.put("job/part", b"x")
+    assert pruned
+    assert store.get("job/part") == b"x"
+
+
 def test_the_url_opens_the_same_store(store: Store, request: pytest.FixtureRequest) -> None:
     store.put("a b/é.txt", b"x")
     kwargs = request.getfixturevalue("s3").settings_kwargs if store.url.startswith("s3://") else {}

@@ -123,7 +123,7 @@ class FolderStore:
                 try:
                     _write(path, data)
                     return
-                except FileNotFoundError:  # `prune` took the folder away in between
+                except (FileNotFoundError, FileExistsError):  # `prune` took a folder away while this made or used it
                     if attempt == PUT_ATTEMPTS - 1:
                         raise
         except OSError as error:
