@@ -22,7 +22,8 @@ demo: $(VENV)/.demo ## Run a whole fleet on this machine, on real photos.
 	@exec $(BIN)/classifleet demo
 
 test: lint ## Check everything: lint, types, contracts, all tests.
-	@exec $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/chaos $(PYTEST_ARGS)
+	@exec $(BIN)/python -m pytest tests/chaos $(PYTEST_ARGS) # with nothing beside it: it counts seconds
 
 chaos: $(VENV)/.dev ## Kill, cut off, fill and confuse a fleet under load, and count what is lost: 30 minutes.
 	@exec $(BIN)/python -m pytest tests/chaos --chaos --chaos-table=out/chaos.txt $(PYTEST_ARGS)

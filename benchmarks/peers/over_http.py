@@ -11,8 +11,10 @@ from typing import Any, Final
 import aiohttp
 from benchmarks._load import closed_loop, open_loop
 from benchmarks.peers import environments, processes
-from tests.support.processes import ManagedProcess, free_ports
+from tests.support.processes import ManagedProcess
 from tests.support.waiting import wait_until
+
+from classifleet.producer.embedded import free_ports
 
 CONCURRENCY: Final = 32  # two workers with a batch each at work, and one each waiting
 START_SECONDS: Final = 120.0

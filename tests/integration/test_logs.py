@@ -16,8 +16,9 @@ import redis
 from opentelemetry.sdk.trace import TracerProvider
 
 from classifleet.producer import Fleet
+from classifleet.producer.embedded import free_ports
 from classifleet.worker.scrubbing import scrub
-from tests.support import RedisServer, free_ports, wait_until
+from tests.support import RedisServer, wait_until
 from tests.support.collector import start_collector
 from tests.support.fleet import Worker, start_worker
 from tests.support.tiny import MODEL, add_tiny

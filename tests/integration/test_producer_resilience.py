@@ -30,10 +30,10 @@ from classifleet.producer import (
     Unavailable,
     _flows,
 )
+from classifleet.producer.embedded import free_ports
 from tests.conftest import SettingsFactory
 from tests.fixtures_fleet import LiveFleet
 from tests.support.hand_worker import LABEL, HandWorker
-from tests.support.processes import free_ports
 from tests.support.waiting import wait_until
 
 SECONDS = 60.0

@@ -1,6 +1,6 @@
 """Helpers of the test suite: waiting for a condition, and the real servers that tests run against."""
 
-from tests.support.processes import ManagedProcess, free_ports
+from tests.support.processes import ManagedProcess
 from tests.support.services import RedisServer, S3Server, redis_executable, require_service, s3_executable
 from tests.support.waiting import wait_until, wait_until_async
 
@@ -8,7 +8,6 @@ __all__ = [
     "ManagedProcess",
     "RedisServer",
     "S3Server",
-    "free_ports",
     "redis_executable",
     "require_service",
     "s3_executable",

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.support.processes import ManagedProcess, free_ports
+from classifleet.producer.embedded import free_ports
+from tests.support.processes import ManagedProcess
 from tests.support.services import require_service
 from tests.support.waiting import wait_until
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.processes import ManagedProcess, free_ports
+from classifleet.producer.embedded import free_ports
+from tests.support.processes import ManagedProcess
 from tests.support.waiting import wait_until
 
 START_SECONDS = 120.0

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.processes import ManagedProcess, free_ports
+from classifleet.producer.embedded import free_ports
+from tests.support.processes import ManagedProcess
 from tests.support.services import require_service
 from tests.support.waiting import wait_until
 

@@ -17,7 +17,8 @@ import pytest
 import redis
 
 from classifleet.producer.cli import _demo_s3
-from tests.support.processes import ManagedProcess, free_ports
+from classifleet.producer.embedded import free_ports
+from tests.support.processes import ManagedProcess
 from tests.support.waiting import wait_until
 
 ACCESS_KEY: Final = _demo_s3.ACCESS_KEY

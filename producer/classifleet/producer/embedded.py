@@ -19,7 +19,9 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, Final
 
 from classifleet.config import ClassifleetError, MissingExtra, Settings
@@ -28,6 +30,9 @@ from classifleet.producer._children import Process, child
 
 SERVERS: Final = ("valkey-server", "redis-server")
 HOST: Final = "127.0.0.1"
+PORTS: Final = range(
+    20_000, 32_768
+)  # Linux gives those from there on to outgoing connections, other systems higher ones
 LOCK_SECONDS: Final = 5.0
 REDIS_START_SECONDS: Final = 30.0
 WORKER_START_SECONDS: Final = 600.0
@@ -106,7 +111,7 @@ def _redis(folder: Path | None) -> Iterator[tuple[str, Process]]:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="classifleet-redis-")))
         lock = stack.enter_context(_locked(folder))
-        port = free_port()
+        [port] = free_ports(1)
         log = folder / "redis.log"
         log.unlink(missing_ok=True)
         command = [
@@ -139,7 +144,7 @@ def embedded_fleet(
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="classifleet-worker-")))
         url, redis = stack.enter_context(_redis(folder))
-        port = free_port()
+        [port] = free_ports(1)
         log = (folder or scratch) / "worker.log"
         output = stack.enter_context(log.open("wb"))
         own = {"BROKER_URL": url, "REDIS_URL": url, "HTTP_HOST": HOST, "HTTP_PORT": str(port), "LOG_FORMAT": "json"}
@@ -171,12 +176,30 @@ def worker_environment(settings: Mapping[str, str]) -> dict[str, str]:
     return untuned | inherited | given
 
 
-def free_port() -> int:
-    """A port that is free on the loopback interface now."""
+def free_ports(count: int) -> list[int]:
+    """Different ports that are free on the loopback interface now.
+
+    The system's own choice would be of those that outgoing connections get, too, perhaps before a server listens; so
+    these are below them.
+
+    Raises:
+        EmbeddedError: There are not that many.
+    """
+    found = list(islice(filter(_is_free, SystemRandom().sample(PORTS, len(PORTS))), count))
+    if len(found) < count:
+        raise EmbeddedError(
+            f"{count} free ports are needed; there are {len(found)} from {PORTS.start} to {PORTS.stop}"
+        )
+    return found
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
 
 
 def _await_worker(fleet: EmbeddedFleet, report: Report) -> None:

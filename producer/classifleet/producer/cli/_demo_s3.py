@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from classifleet.producer._children import child
-from classifleet.producer.embedded import EmbeddedError, free_port
+from classifleet.producer.embedded import EmbeddedError, free_ports
 
 ACCESS_KEY: Final = "local-access-key"
 SECRET_KEY: Final = "local-secret-key"  # noqa: S105 - of a server on loopback that lives as long as its block
@@ -71,7 +71,8 @@ def s3_server(folder: Path, weed: str) -> Iterator[S3Server]:
     Raises:
         EmbeddedError: It does not start.
     """
-    ports = {f"{part}.port{kind}": free_port() for part in _PARTS for kind in ("", ".grpc")}
+    names = [f"{part}.port{kind}" for part in _PARTS for kind in ("", ".grpc")]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     log = folder / "weed.log"
     command = _command(weed, folder, ports)
     try:
