@@ -72,6 +72,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
     for name in list(os.environ):
         if name.upper().startswith(_OURS):
             monkeypatch.delenv(name)
+    for name in ("COLUMNS", "LINES"):  # xdist's, for its own output; a terminal of a test has a size of its own
+        monkeypatch.delenv(name, raising=False)
     home = tmp_path_factory.getbasetemp() / "xdg"
     for name in _XDG:
         monkeypatch.setenv(name, str(home / name.lower()))
