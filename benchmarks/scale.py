@@ -4,8 +4,9 @@
 
 Workers: each has a model that sleeps without the CPU, so that 2 cores suffice for four, at 80 images a second each.
 References: a model, fetch and decode that cost nothing; rate, CPU and memory of producer, worker and Redis for each
-tenth. The producer has more to submit when the last tenth ends: alone on two cores the worker takes a third more CPU
-for an image, as its threads then wait for each other, and the tenths could not be compared. A million takes 5 minutes.
+tenth. The producer is paced by the worker from the first tenth to the last, in which it has more to submit: the less
+of the two cores the worker has, the less its threads wait for each other and the less CPU an image takes (alone, a
+third more), so that tenths can only be compared beside a producer that does the same. A million takes 4 minutes.
 """
 
 from __future__ import annotations
@@ -24,19 +25,18 @@ from benchmarks._null_worker import add_model
 from benchmarks._outcome import Outcome, arguments
 from benchmarks._processes import cpu_seconds, resident_mib
 from benchmarks._statistics import median, slope_share
-from benchmarks._submit_references import REF
+from benchmarks._submit_references import REF, WINDOW_CHUNKS
 from tests.support.fleet import start_worker
 from tests.support.processes import ManagedProcess
 from tests.support.services import RedisServer
 
-from classifleet.config import Settings
 from classifleet.producer import Fleet, UnknownJob
 
 HERE: Final = Path(__file__).parent
 RATE: Final = 80.0  # of each worker; at most 100 are asked for
 TENTHS: Final = 10
 CHUNK: Final = 32
-WINDOW_IMAGES: Final = CHUNK * int(Settings.model_fields["submission_window"].default)  # submitted and not done
+WINDOW_IMAGES: Final = CHUNK * WINDOW_CHUNKS  # submitted and not done
 LINEAR: Final = 0.05
 SLOWER: Final = 0.1  # of a tenth: what a shared machine's moods may explain
 GROWN_MIB: Final = 32.0
