@@ -65,7 +65,7 @@ class Plant:
     def wait_ready(self, process: ManagedProcess) -> None:
         def ready() -> bool:
             assert process.running(), process.tail()
-            return " ready." in process.tail()
+            return " ready." in process.log.read_text()  # what follows it may already be longer than the tail
 
         wait_until(ready, "the worker", 30)
 

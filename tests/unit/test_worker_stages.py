@@ -72,9 +72,11 @@ def test_an_outer_limit_and_other_errors_are_left_alone() -> None:
     """What an outer limit has ended is found stuck all the same."""
 
     async def deadline(pool: LaneExecutor, hang: Callable[[], bool]) -> None:
+        hanging = pool.submit("bulk", hang)
+        await wait_until_async(pool.busy, "the thread to be at it")  # what has not begun is not stuck
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
-                await Limit("decode", 0.01, pool).of(pool.submit("bulk", hang))
+                await Limit("decode", 0.2, pool).of(hanging)
         assert not pool.lost
         await wait_until_async(lambda: pool.lost == 1, "the thread to be lost")
 
