@@ -1,6 +1,7 @@
 """The built-in models on real photos: accuracy, parity with other runtimes, batches."""
 
 import io
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -146,13 +147,13 @@ def test_openvino_answers_as_torch_does(zoo, imagenet):
     repository = Repository(zoo)
     description = repository.describe("imagenet")
     pixels = golden_inputs(description, repository.folder("imagenet")).pixels
-    expected = answers(imagenet.backend, pixels, 8)
+    expected = answers(imagenet.backend, pixels, repeat(8))
     for precision in ("fp32", "bf16"):
         if available(BY_NAME[f"openvino/{precision}"], "cpu"):
             assert precision == "bf16", "any CPU computes in fp32"
             continue
         backend = load_backend(repository, "imagenet", device="cpu", variant=f"openvino/{precision}")
-        parity = compare(expected, answers(backend, pixels, 8), kind="single", threshold=0.5)
+        parity = compare(expected, answers(backend, pixels, repeat(8)), kind="single", threshold=0.5)
         backend.close()
         assert parity.pictures == 200
         assert reasons_against(parity, precision) == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -119,6 +120,43 @@ def test_a_table_of_colours_is_never_ordinary():
     plain = profile()
     assert color._study(plain, "RGB").change is None
     assert color._study(plain + b"A2B0", "RGB").change is not None
+
+
+@pytest.mark.parametrize(("space", "obeyed"), [(b"DEBM", True), (b"BGRs", False)])
+def test_the_profile_of_a_bmp_is_obeyed(space, obeyed):
+    swapping = profile(primaries=SRGB[::-1])
+    rows = bytes((0, 0, 255, 0)) * 64
+    head = struct.pack("<IiiHHIIiiII", 124, 8, 8, 1, 32, 0, len(rows), 0, 0, 0, 0) + bytes(16) + space + bytes(48)
+    head += struct.pack("<IIII", 4, 124 + len(rows), len(swapping), 0)
+    data = b"BM" + struct.pack("<IHHI", 138 + len(rows) + len(swapping), 0, 0, 138) + head + rows + swapping
+    assert (pixels(data)[0, 0] > 200).tolist() == ([False, False, True] if obeyed else [True, False, False])
+
+
+def with_float_steps(base: bytes, name: bytes, steps: int) -> bytes:
+    """A profile with a tag in floating point: so many times the same matrix, which swaps red and blue."""
+    matrix = b"matf" + bytes(4) + struct.pack(">HH9f3f", 3, 3, 0, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0)
+    head = b"mpet" + bytes(4) + struct.pack(">HHI", 3, 3, steps)
+    value = head + struct.pack(">II", len(head) + 8 * steps, len(matrix)) * steps + matrix
+    count = int.from_bytes(base[128:132])
+    entries = [struct.unpack_from(">4sII", base, 132 + 12 * number) for number in range(count)]
+    table = b"".join(struct.pack(">4sII", tag, at + 12, size) for tag, at, size in entries)
+    table += struct.pack(">4sII", name, len(base) + 12, len(value))
+    grown = struct.pack(">I", count + 1) + table + base[132 + 12 * count :] + value
+    head = struct.pack(">I", 128 + len(grown)) + base[4:8] + b"\x04\x30\0\0" + base[12:128]
+    return head + grown
+
+
+@pytest.mark.parametrize("name", [b"D2B0", b"D2B1", b"D2B3", b"B2D0"])
+@pytest.mark.parametrize("steps", [1, 3000])
+def test_steps_in_floating_point_are_passed_over_as_in_browsers(name, steps):
+    """lcms takes 2 ms for each step."""
+    image = Image.new("RGB", (8, 8), (255, 0, 0))
+    began = time.thread_time()
+    data = encode(image, "PNG", icc_profile=with_float_steps(profile(), name, steps))
+    assert np.array_equal(pixels(data), np.asarray(image))
+    assert time.thread_time() - began < 1
+    swapping = encode(image, "PNG", icc_profile=with_float_steps(profile(primaries=SRGB[::-1]), name, steps))
+    assert (pixels(swapping)[0, 0] > 200).tolist() == [False, False, True]
 
 
 def test_what_will_be_torn_apart_is_not_averaged_before():

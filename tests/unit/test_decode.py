@@ -197,6 +197,13 @@ def test_an_orientation_is_a_short_number(kind, size):
     assert (decode(data).info["width"], decode(data).info["height"]) == size
 
 
+@pytest.mark.parametrize("head", [b"MM*\0", b"II\0*", b"MM\0+", b"II*", b""])
+def test_exif_without_the_head_of_a_tiff_is_none(head):
+    order = ">" if head.startswith(b"MM") else "<"
+    exif = b"Exif\0\0" + head + struct.pack(f"{order}IHHHIHHI", 8, 1, ORIENTATION, 3, 1, 6, 0, 0)
+    assert pixels(encode(Image.new("RGB", (8, 4)), "JPEG", exif=exif)).shape == (4, 8, 3)
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65_535])
 def test_meaningless_orientation_is_upright(orientation):
     exif = Image.Exif()

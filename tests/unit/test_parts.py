@@ -13,8 +13,9 @@ from classifleet.config.errors import ErrorCode
 from classifleet.worker.decode import decode
 from classifleet.worker.headers import MAX_SCANS
 from classifleet.worker.parts import MAX_PARTS, as_browsers_read
-from tests.decode_support import chunk, pixels, refusal
+from tests.decode_support import chunk, pixels, png, refusal
 from tests.models_support import encode, noise, spec
+from tests.unit.test_color import SRGB, profile
 
 MOST_SECONDS = 1.5  # of CPU; each of the attacks took 3 to 15
 HEADER_END = 33
@@ -194,3 +195,88 @@ def test_a_second_frame_header_is_refused_before_pillow_remembers_it():
     at = PHOTO.index(b"\xff\xc0")
     error = refusal(PHOTO[:at] + PHOTO[at : at + 19] * 2 + PHOTO[at + 19 :])
     assert (error.code, "frame header" in str(error)) == (ErrorCode.UNDECODABLE, True)
+
+
+TWO_COLORS = chunk(b"PLTE", bytes((255, 0, 0, 0, 0, 255)))
+
+
+def transparent(*values: int, size: int = 2) -> bytes:
+    return chunk(b"tRNS", b"".join(value.to_bytes(size) for value in values))
+
+
+@pytest.mark.parametrize(
+    ("color_type", "row", "chunks", "shown"),
+    [
+        (3, b"\0\1", [TWO_COLORS, transparent(0, 0, 0, size=1)], [[255, 0, 0], [0, 0, 255]]),  # more than colours
+        (3, b"\0\1", [TWO_COLORS, transparent(0, 0, 0, size=1), transparent(0, size=1)], [[255] * 3, [0, 0, 255]]),
+        (3, b"\0\1", [transparent(0, size=1), TWO_COLORS], [[255, 0, 0], [0, 0, 255]]),
+        (0, b"\0\x09", [transparent(0, 0)], [[0] * 3, [9] * 3]),
+        (0, b"\0\x09", [transparent(9), TWO_COLORS, transparent(0)], [[0] * 3, [255] * 3]),
+        (2, bytes(3) + b"\x09" * 3, [transparent(0, 0, 0, 0)], [[0] * 3, [9] * 3]),
+        (2, bytes(3) + b"\x09" * 3, [transparent(0, 0), transparent(9, 9, 9)], [[0] * 3, [255] * 3]),
+        (6, bytes(3) + b"\xff" + b"\x09" * 3 + b"\xff", [transparent(0, 0, 0)], [[0] * 3, [9] * 3]),
+    ],
+)
+def test_transparency_is_what_libpng_takes(color_type, row, chunks, shown):
+    assert pixels(png(8, color_type, row, 2, *chunks)).tolist() == [shown]
+
+
+def test_a_second_palette_is_refused():
+    error = refusal(png(8, 3, b"\0\1", 2, TWO_COLORS, TWO_COLORS))
+    assert (error.code, str(error)) == (ErrorCode.UNDECODABLE, "PNG with more than one palette")
+
+
+ONE_FRAME = chunk(b"acTL", struct.pack(">II", 1, 0))
+
+
+@pytest.mark.parametrize("animation", [b"", ONE_FRAME])
+@pytest.mark.parametrize(("width", "height", "x", "y"), [(64, 10, 0, 0), (32, 32, 32, 0), (20, 10, 7, 9)])
+def test_no_frame_is_a_part_of_the_picture(animation, width, height, x, y):
+    frame = chunk(b"fcTL", struct.pack(">5IHHBB", 0, width, height, x, y, 1, 10, 0, 0))
+    assert np.array_equal(pixels(before(PLAIN, animation, frame)), np.asarray(PICTURE))
+
+
+SWAPPING = profile(primaries=SRGB[::-1])
+HALF = len(SWAPPING) // 2
+
+
+def with_profile(*segments: tuple[int, int, bytes]) -> bytes:
+    parts = [b"ICC_PROFILE\0" + bytes((number, count)) + data for number, count, data in segments]
+    marked = b"".join(b"\xff\xe2" + (len(part) + 2).to_bytes(2) + part for part in parts)
+    jpeg = encode(PICTURE, "JPEG", quality=95)
+    return jpeg[:2] + marked + jpeg[2:]
+
+
+@pytest.mark.parametrize(
+    ("segments", "obeyed"),
+    [
+        ([(1, 1, SWAPPING)], True),
+        ([(2, 2, SWAPPING[HALF:]), (1, 2, SWAPPING[:HALF])], True),
+        ([(5, 1, SWAPPING)], False),
+        ([(0, 1, SWAPPING)], False),
+        ([(1, 2, SWAPPING)], False),
+        ([(1, 2, SWAPPING[:HALF]), (1, 2, SWAPPING[HALF:])], False),
+        ([(1, 2, SWAPPING[:HALF]), (2, 7, SWAPPING[HALF:])], False),
+        ([(1, 1, SWAPPING), (1, 1, SWAPPING)], False),
+    ],
+)
+def test_a_colour_profile_that_is_not_whole_is_none(segments, obeyed):
+    plain = pixels(encode(PICTURE, "JPEG", quality=95))
+    assert np.array_equal(pixels(with_profile(*segments)), plain) != obeyed
+
+
+def graphic_control(transparent: bool) -> bytes:
+    return b"!\xf9\x04" + bytes((transparent, 0, 0, 0)) + b"\0"
+
+
+@pytest.mark.parametrize(
+    ("controls", "clear"),
+    [((True,), True), ((True, False), False), ((False, True), True), ((True, False, True), True)],
+)
+def test_the_last_graphic_control_counts(controls, clear):
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    data = encode(image, "GIF")
+    at = data.index(b",", 13 + 6)
+    given = data[:at] + b"".join(map(graphic_control, controls)) + data[at:]
+    assert pixels(given)[0, 0].tolist() == ([255] * 3 if clear else [255, 0, 0])

@@ -87,6 +87,17 @@ def test_real_work_waits_for_one_small_batch_at_most() -> None:
     assert second.model == "m@1"
 
 
+def test_no_spare_batch_is_larger_than_its_model_takes() -> None:
+    backlog = Backlog()
+    backlog.open("m@1", Sizes(FULL))
+    backlog.open("m@2", Sizes(1, (1,)))
+    for _ in range(3):
+        assert backlog.add_spare("m@2", waiting(0))
+    batch = backlog.next(0)
+    assert batch is not None
+    assert (batch.model, len(batch.images)) == ("m@2", 1)
+
+
 def test_what_has_waited_too_long_or_has_lost_its_model_is_not_compared() -> None:
     backlog = Backlog()
     for model in ("m@1", "m@2", "m@3"):

@@ -33,6 +33,7 @@ class Bench:
     batch: float = 0.001
     load: float = 0.1
     shift: dict[str, float] = field(default_factory=dict)
+    swapped: dict[str, set[int]] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     raises: dict[str, Exception] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
@@ -74,7 +75,8 @@ class Fake:
         self.bench.now += takes * self.bench.disturbed(self.bench.now)
         sure = batch[:, 0, 0, 0].astype(np.float32) / 255
         sure = np.clip(sure + self.bench.shift.get(self.name, 0.0), 0, 1)
-        return np.stack([sure, 1 - sure], axis=1)
+        scores = np.stack([sure, 1 - sure], axis=1)
+        return scores[:, ::-1] if len(batch) in self.bench.swapped.get(self.name, ()) else scores
 
     def warm(self, batch_sizes):
         for size in batch_sizes:
@@ -131,6 +133,16 @@ def test_a_fast_liar_is_refused_and_the_next_one_serves():
     assert "of a class is" in liar.reason
     assert liar.speed is not None
     assert liar.speed.rate > (tuning.chosen.speed or tuning.plain).rate
+
+
+@pytest.mark.parametrize("sizes", [{1}, {2, 3}, {15}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}])
+def test_who_lies_in_batches_that_are_not_full_is_refused(sizes):
+    bench = Bench(image={"torchscript/bf16": 0.001}, swapped={"torchscript/bf16": sizes})
+    tuning = run(bench)
+    assert status(tuning)["torchscript/bf16"] == "refused"
+    liar = next(row for row in tuning.rows if row.variant == "torchscript/bf16")
+    assert liar.speed is not None
+    assert liar.speed.batch == 16
 
 
 def test_a_slight_liar_is_refused():

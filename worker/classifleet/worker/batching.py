@@ -173,7 +173,7 @@ class Backlog:
         return dropped
 
     def _next_spare(self, now: float) -> Batch | None:
-        images = self._spare.take(SPARE_BATCH, now)
+        images = self._spare.take(lambda model: min(SPARE_BATCH, self._sizes[model].most), now)
         return Batch(images[0][0], [waiting for _, waiting in images], 0, "spare") if images else None
 
     def _due(self, lane: Lane, now: float) -> dict[str, float]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -41,6 +42,15 @@ ORDINARY_SLOPE_LEVELS: Final = 12
 _FLAGS: Final = ImageCms.Flags.NOCACHE | ImageCms.Flags.HIGHRESPRECALC
 _EXACT: Final = ImageCms.Flags.NOCACHE | ImageCms.Flags.NOOPTIMIZE
 CACHED_PROFILE_BYTES: Final = 64 << 10
+_ICC_COUNT_AT: Final = 128
+_ICC_TAGS_AT: Final = 132
+_ICC_TAG_BYTES: Final = 12  # name, offset, size
+_ICC_FLOAT_TAGS: Final = (b"D2B", b"B2D")
+_BMP_HEAD_AT: Final = 14
+_BMP_V5_BYTES: Final = 124
+_BMP_SPACE_AT: Final = 70
+_BMP_EMBEDDED: Final = b"DEBM"
+_BMP_PROFILE_AT: Final = 126
 _SPACES: Final = {
     "RGB": ("RGB ", ("RGB", "RGBA", "P", "PA")),
     "L": ("GRAY", ("1", "L", "LA", "I", "I;16")),
@@ -69,7 +79,7 @@ def correction(image: Image.Image, data: bytes) -> Correction | None:
     if image.format == "PNG" and (code := _png_code_points(data)):
         _refuse_hdr(code)
         return None
-    if profile := image.info.get("icc_profile"):
+    if profile := _bmp_profile(data) if image.format == "BMP" else image.info.get("icc_profile"):
         study = _study if len(profile) <= CACHED_PROFILE_BYTES else _study.__wrapped__
         if found := study(profile, image.mode):
             return found.change
@@ -86,6 +96,15 @@ def _png_code_points(data: bytes) -> bytes:
     """The four bytes of the chunk cICP: primaries, transfer, matrix, full range. Empty if there is none."""
     head = itertools.takewhile(lambda chunk: chunk[0] != b"IDAT", png_chunks(data))
     return next((body for kind, body in head if kind == b"cICP"), b"")
+
+
+def _bmp_profile(data: bytes) -> bytes:
+    """The colour profile that a BMP of version 5 embeds, which Pillow passes over; empty if there is none."""
+    size, space = int.from_bytes(data[_BMP_HEAD_AT:][:4], "little"), data[_BMP_SPACE_AT:][:4]
+    if size < _BMP_V5_BYTES or space != _BMP_EMBEDDED:
+        return b""
+    at, length = struct.unpack_from("<II", data, _BMP_PROFILE_AT)
+    return data[_BMP_HEAD_AT + at :][:length]
 
 
 def _refuse_hdr(code: bytes) -> None:
@@ -152,7 +171,7 @@ class _Profile:
 def _study(profile: bytes, mode: str) -> _Profile | None:
     """None for a profile that is broken, or not for such a picture."""
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        source = ImageCms.ImageCmsProfile(io.BytesIO(_as_browsers_read(profile)))
         space = next(
             (m for m, (name, modes) in _SPACES.items() if name == source.profile.xcolor_space and mode in modes), None
         )
@@ -172,6 +191,21 @@ def _study(profile: bytes, mode: str) -> _Profile | None:
         return _keeping_alpha(image, space, change)
 
     return _Profile(apply)
+
+
+def _as_browsers_read(profile: bytes) -> bytes:
+    """A profile without its steps in floating point (`D2B…`), which browsers pass over and lcms prefers to all else.
+
+    There can be any number of them in eight bytes each, and lcms takes milliseconds for each.
+    """
+    end = _ICC_TAGS_AT + _ICC_TAG_BYTES * int.from_bytes(profile[_ICC_COUNT_AT:_ICC_TAGS_AT])
+    table = profile[_ICC_TAGS_AT:end]
+    tags = [table[at : at + _ICC_TAG_BYTES] for at in range(0, len(table), _ICC_TAG_BYTES)]
+    read = [tag for tag in tags if not tag.startswith(_ICC_FLOAT_TAGS)]
+    if len(read) == len(tags):
+        return profile
+    count = len(read).to_bytes(_ICC_TAGS_AT - _ICC_COUNT_AT)
+    return profile[:_ICC_COUNT_AT] + count + b"".join(read).ljust(len(table), b"\0") + profile[end:]
 
 
 def _looked_up(transform: Any) -> Correction:

@@ -46,6 +46,8 @@ What scaling blurs shows by the square of it: in the mean of a sharp photo 1 lev
 """
 END_MARKER: Final = b"\xff\xd9"
 TIFF_HEADER_BYTES: Final = 8
+TIFF_MAGIC: Final = (b"II*\0", b"MM\0*")
+"""Pillow takes others, too; browsers do not."""
 LARGEST_AT_ONE_TIME: Final = 2
 """As many pictures of `max_pixels`, or more that are smaller, are decoded at one time."""
 PROGRESSIVE_SHARE: Final = 4
@@ -207,6 +209,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         block = image.info["exif"].removeprefix(EXIF_PREFIX)
+        if not block.startswith(TIFF_MAGIC):
+            return 1
         exif = ImageFileDirectory_v2(block[:TIFF_HEADER_BYTES])
         file = io.BytesIO(block)
         file.seek(exif.next)

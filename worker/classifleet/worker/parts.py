@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from classifleet.config.errors import ErrorCode, ImageError
@@ -30,17 +30,29 @@ _JPEG_FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xDE}) - {0xC4, 0xC8, 0xCC}
 _JPEG_ALONE: Final = frozenset({0x01, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})  # Pillow reads no length there
 _JPEG_MARKER: Final = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)  # what stands alone is left out
 _APP1: Final = b"\xff\xe1"
+_APP2: Final = b"\xff\xe2"
+_ICC_PREFIX: Final = b"ICC_PROFILE\0"
+_ICC_NUMBER_AT: Final = 16  # in a segment with its marker and length; then how many there are
+_ICC_MOST: Final = 255
 _PNG_SIGNATURE_BYTES: Final = 8
 _PNG_HEAD_BYTES: Final = 8  # length and type
 _PNG_CHUNK_BYTES: Final = 12  # and checksum
+_PNG_SIZE_AT: Final = 16
 _PNG_COLOR_TYPE_AT: Final = 25
+_PNG_FRAME_AT: Final = 12  # in a fcTL: width, height, left, top
 _PNG_PALETTE: Final = b"\x03"
-_PNG_COLORS: Final[Mapping[bytes, int | None]] = {b"cICP": 4, b"iCCP": None, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
-"""With the length they must have. They count before the palette alone."""
-_PNG_ONCE: Final[Mapping[bytes, int | None]] = {**_PNG_COLORS, b"tRNS": None, b"eXIf": None, b"acTL": 8}
+_PNG_COLORS: Final[Mapping[bytes, Sequence[int] | None]] = {
+    b"cICP": (4,), b"iCCP": None, b"sRGB": (1,), b"gAMA": (4,), b"cHRM": (32,),
+}  # fmt: skip
+"""With the lengths that they may have. They count before the palette alone."""
+_PNG_ONCE: Final[Mapping[bytes, Sequence[int] | None]] = {**_PNG_COLORS, b"eXIf": None, b"acTL": (8,)}
+_PNG_TRANSPARENT: Final[Mapping[bytes, Sequence[int]]] = {b"\x00": (2,), b"\x02": (6,)}
+"""The length of tRNS by the type of colours; behind a palette, at most its own."""
 _PNG_FRAMES: Final = frozenset({b"fcTL", b"fdAT"})
 _GIF_HEADER_BYTES: Final = 13
 _GIF_FRAME_BYTES: Final = 10
+_GIF_CONTROL: Final = b"!\xf9\x04"
+_GIF_CONTROL_BYTES: Final = 8
 
 
 def as_browsers_read(data: bytes, kind: str) -> bytes:
@@ -97,17 +109,27 @@ def _jpeg_segments(data: bytes) -> Iterator[Span]:
         at = end
 
 
-def _jpeg_strays(data: bytes, parts: Iterable[Span]) -> Iterator[Span]:
-    """Exif segments behind the first."""
-    frames = exif = 0
+def _jpeg_strays(data: bytes, parts: Iterable[Span]) -> list[Span]:
+    """Exif segments behind the first, and those of a colour profile that is not whole."""
+    frames = 0
+    exif: list[Span] = []
+    profile: list[Span] = []
     for start, end in parts:
         frames += data[start] == 0xFF and data[start + 1] in _JPEG_FRAMES
         if frames > 1:
             raise ImageError(ErrorCode.UNDECODABLE, "JPEG with more than one frame header")
         if data.startswith(_APP1, start) and data.startswith(EXIF_PREFIX, start + 4):
-            exif += 1
-            if exif > 1:
-                yield start, end
+            exif.append((start, end))
+        elif data.startswith(_APP2, start) and data.startswith(_ICC_PREFIX, start + 4):
+            profile.append((start, end))
+    return sorted(exif[1:] + ([] if _is_whole([data[start:end] for start, end in profile]) else profile))
+
+
+def _is_whole(segments: Sequence[bytes]) -> bool:
+    """Whether each says how many there are, and they are numbered from 1, as libjpeg has it."""
+    count = len(segments)
+    numbers = sorted(segment[_ICC_NUMBER_AT : _ICC_NUMBER_AT + 2] for segment in segments)
+    return count <= _ICC_MOST and numbers == [bytes((number, count)) for number in range(1, count + 1)]
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -124,23 +146,41 @@ def _png_spans(data: bytes) -> Iterator[Span]:
         at = end
 
 
-def _png_strays(data: bytes, parts: Iterable[Span]) -> Iterator[Span]:
+def _png_strays(data: bytes, parts: Iterable[Span]) -> list[Span]:
     """Texts and all else that does not shape the picture; twins; what is out of place, or not of its size."""
-    palette = data[_PNG_COLOR_TYPE_AT : _PNG_COLOR_TYPE_AT + 1] == _PNG_PALETTE
-    over = {b"tRNS"} if palette else set()  # it counts behind the palette
+    color_type = data[_PNG_COLOR_TYPE_AT : _PNG_COLOR_TYPE_AT + 1]
+    lengths: dict[bytes, Sequence[int] | None] = {**_PNG_ONCE, b"tRNS": _PNG_TRANSPARENT.get(color_type, ())}
+    kept: dict[bytes, Span] = {}
+    over: set[bytes] = set()
+    strays = []
     for start, end in parts:
-        kind = data[start + 4 : start + _PNG_HEAD_BYTES]
-        if kind in _PNG_ONCE:
-            if kind in over or _PNG_ONCE[kind] not in (None, end - start - _PNG_CHUNK_BYTES):
-                yield start, end
+        kind, length = data[start + 4 : start + _PNG_HEAD_BYTES], end - start - _PNG_CHUNK_BYTES
+        if kind in lengths:
+            fitting = lengths[kind]
+            if kind in over or (fitting is not None and length not in fitting):
+                strays.append((start, end))
             else:
                 over.add(kind)
-        elif kind == b"PLTE":
-            over = over - {b"tRNS"} | _PNG_COLORS.keys()
+                kept[kind] = start, end
+        elif kind == b"PLTE" and b"IDAT" not in over:
+            if kind in over:
+                raise ImageError(ErrorCode.UNDECODABLE, "PNG with more than one palette")
+            over |= {kind, *_PNG_COLORS}
+            if color_type == _PNG_PALETTE:
+                lengths[b"tRNS"] = range(1, length // 3 + 1)
         elif kind == b"IDAT":
-            over |= _PNG_ONCE.keys()
+            over |= {kind, *lengths}
+        elif kind == b"fcTL" and b"IDAT" not in over:
+            if b"acTL" not in kept or not _is_whole_frame(data, start):  # no animation, then, but one picture
+                strays += [(start, end), *filter(None, [kept.pop(b"acTL", None)])]
         elif kind.isalpha() and kind[:1].islower() and kind not in _PNG_FRAMES:
-            yield start, end
+            strays.append((start, end))
+    return sorted(strays)
+
+
+def _is_whole_frame(data: bytes, start: int) -> bool:
+    """Whether a fcTL says that its frame, the first, is all of the picture, as it must be."""
+    return data[start + _PNG_FRAME_AT : start + _PNG_FRAME_AT + 16] == data[_PNG_SIZE_AT : _PNG_SIZE_AT + 8] + bytes(8)
 
 
 def gif_blocks(data: bytes) -> Iterator[Span]:
@@ -161,12 +201,19 @@ def gif_blocks(data: bytes) -> Iterator[Span]:
     yield at, at + _GIF_FRAME_BYTES
 
 
+def _gif_strays(data: bytes, parts: Iterable[Span]) -> list[Span]:
+    """Graphic controls before the last: Pillow believes what only an earlier one says."""
+    controls = [(start, start + _GIF_CONTROL_BYTES) for start, _ in parts if data.startswith(_GIF_CONTROL, start)]
+    return controls[:-1]
+
+
 _WALKS: Final[Mapping[str, Callable[[bytes], Iterator[Span]]]] = {
     "JPEG": _jpeg_segments,
     "PNG": _png_spans,
     "GIF": gif_blocks,
 }
-_STRAYS: Final[Mapping[str, Callable[[bytes, Iterable[Span]], Iterator[Span]]]] = {
+_STRAYS: Final[Mapping[str, Callable[[bytes, Iterable[Span]], Iterable[Span]]]] = {
     "JPEG": _jpeg_strays,
     "PNG": _png_strays,
+    "GIF": _gif_strays,
 }

@@ -143,10 +143,10 @@ class SpareQueue:
             self._images.append((model, waiting))
         return room
 
-    def take(self, most: int, now: float) -> list[tuple[str, Waiting]]:
-        """Up to so many images of the model whose image has waited for the longest; forgets what is too late."""
+    def take(self, most: Callable[[str], int], now: float) -> list[tuple[str, Waiting]]:
+        """Images of the model whose image has waited for the longest, as many as it may; forgets what is too late."""
         batch: list[tuple[str, Waiting]] = []
-        while self._images and len(batch) < most:
+        while self._images and len(batch) < most(self._images[0][0]):
             model, waiting = self._images[0]
             if batch and model != batch[0][0]:
                 break

@@ -120,7 +120,7 @@ def _kept_line(file: Path) -> str:
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InvalidRequest(f"--photos {folder}: is not a folder")
-    return sorted(path for path in folder.iterdir() if path.is_file())
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def _cells(row: Row, tuning: Tuning) -> dict[str, str]:

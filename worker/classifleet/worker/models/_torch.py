@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -175,7 +176,7 @@ class TorchScriptBackend:
         """Keep the fast variant if it answers as the plain module does, else load the plain one again."""
         batch = min(CHOICE_BATCH, self.description.batch.max)
         try:
-            plain = answers(self, pictures, batch)
+            plain = answers(self, pictures, repeat(batch))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ModelError(f"{self.description.key}: does not run on the input it describes: {reason}") from error
@@ -192,7 +193,7 @@ class TorchScriptBackend:
             self._module = _torchscript.freeze(self._module)
             for _ in range(WARM_RUNS - 1):
                 self.run(pictures[:batch])
-            fast = answers(self, pictures, batch)
+            fast = answers(self, pictures, repeat(batch))
         except Exception as error:
             if failure(error) == "lost":
                 raise

@@ -86,14 +86,16 @@ def warm(backend: Backend, description: ModelDescription, batch_sizes: Iterable[
 
 
 def answers(
-    backend: Backend, pixels: NDArray[np.uint8], batch: int, enough: Callable[[], bool] = lambda: False
+    backend: Backend, pixels: NDArray[np.uint8], sizes: Iterable[int], enough: Callable[[], bool] = lambda: False
 ) -> NDArray[np.float32]:
-    """Scores of pictures in batches of so many: of one batch at least, and then until it is enough."""
+    """Scores of pictures in batches of these sizes: of one batch at least, and then until it is enough."""
     parts: list[NDArray[np.float32]] = []
-    for first in range(0, len(pixels), batch):
-        if parts and enough():
+    first = 0
+    for size in sizes:
+        if parts and (first >= len(pixels) or enough()):
             break
-        parts.append(backend.run(pixels[first : first + batch]))
+        parts.append(backend.run(pixels[first : first + size]))
+        first += size
     return np.concatenate(parts)
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Final, Literal, Protocol
 
 from classifleet.worker.models._attempts import Attempts
@@ -180,8 +181,8 @@ class _Contest:
         """What all others are compared with: its speed, and its answers to as many pictures as there is time for."""
         self.plain_speed = self._measured(self._plain)
         until = min(self._clock() + self._bounds.seconds * REFERENCE_SHARE, self._ends)
-        batch = min(PARITY_BATCH, self.plain_speed.batch)
-        self._answers = answers(self._plain, self._pixels, batch, lambda: self._clock() >= until)
+        batches = repeat(min(PARITY_BATCH, self.plain_speed.batch))
+        self._answers = answers(self._plain, self._pixels, batches, lambda: self._clock() >= until)
         self._pixels = self._pixels[: len(self._answers)]
         self.rows.append(Row(PLAIN.name, PLAIN.precision, "chosen", self.plain_speed))
 
@@ -270,7 +271,7 @@ class _Contest:
         if self._wanted(row) == self._wanted(best) and not self._faster(backend, row):
             return replace(row, status="slower")
         output = self._description.output
-        scores = answers(backend, self._pixels, (row.speed or self.plain_speed).batch)  # as it will serve
+        scores = answers(backend, self._pixels, sizes_served((row.speed or self.plain_speed).batch))
         parity = compare(self._answers, scores, kind=output.kind, threshold=output.threshold)
         reasons = reasons_against(parity, row.precision)
         return replace(row, status="refused" if reasons else "chosen", parity=parity, reason="; ".join(reasons))
@@ -290,6 +291,18 @@ class _Contest:
 
     def _replace(self, old: Row, new: Row) -> None:
         self.rows[self.rows.index(old)] = new
+
+
+def sizes_served(batch: int) -> Iterator[int]:
+    """Sizes of the batches in which a variant is compared: full ones, and smaller ones that it will be given, too.
+
+    What runs a batch is chosen by its size, so that an answer can be right in a full one and wrong alone.
+    """
+    for smaller in (1, batch // 2, 3, batch - 1, 2, batch // 4):
+        if 0 < smaller < batch:
+            yield smaller
+        yield batch
+    yield from repeat(batch)
 
 
 def no_hope(variant: Variant, rows: Sequence[Row], *, wanted: bool = False) -> str:
