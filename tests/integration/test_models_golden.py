@@ -1,6 +1,7 @@
 """The built-in models on real photos: accuracy, parity with other runtimes, batches."""
 
 import io
+from contextlib import closing
 from itertools import repeat
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from classifleet.worker.models import Backend, load_backend  # noqa: E402 - need
 from classifleet.worker.models.backend import answers  # noqa: E402
 from classifleet.worker.models.golden_inputs import golden_inputs  # noqa: E402
 from classifleet.worker.models.parity import compare, reasons_against  # noqa: E402
-from classifleet.worker.models.variants import BY_NAME, available  # noqa: E402
+from classifleet.worker.models.tuning import sizes_served  # noqa: E402
+from classifleet.worker.models.variants import BY_NAME, PLAIN, available  # noqa: E402
 
 CATS = {"tabby", "tiger cat", "Egyptian cat", "lynx"}
 
@@ -141,22 +143,24 @@ def test_both_models_from_one_decoded_picture(imagenet, nsfw):
     assert nsfw.backend.run(safety)[0, 0] > 0.9
 
 
-def test_openvino_answers_as_torch_does(zoo, imagenet):
-    """In fp32 within 1e-4, and in bf16 so that the gate lets it pass."""
+@pytest.mark.parametrize("name", ["imagenet", "nsfw"])
+def test_what_serves_answers_as_the_file_does(zoo, name):
+    """In fp32 within 1e-4, and in bf16 so that the gate lets it pass; in batches of many sizes."""
     pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
     repository = Repository(zoo)
-    description = repository.describe("imagenet")
-    pixels = golden_inputs(description, repository.folder("imagenet")).pixels
-    expected = answers(imagenet.backend, pixels, repeat(8))
-    for precision in ("fp32", "bf16"):
-        if available(BY_NAME[f"openvino/{precision}"], "cpu"):
-            assert precision == "bf16", "any CPU computes in fp32"
+    description = repository.describe(name)
+    pixels = golden_inputs(description, repository.folder(name)).pixels
+    with closing(load_backend(repository, name, device="cpu", variant=PLAIN.name)) as plain:
+        expected = answers(plain, pixels, repeat(8))
+    for variant in map(BY_NAME.__getitem__, ("openvino/fp32", "openvino/bf16", "torchscript/autocast_bf16")):
+        if available(variant, "cpu"):
+            assert variant.precision == "bf16", "any CPU computes in fp32"
             continue
-        backend = load_backend(repository, "imagenet", device="cpu", variant=f"openvino/{precision}")
-        parity = compare(expected, answers(backend, pixels, repeat(8)), kind="single", threshold=0.5)
-        backend.close()
+        with closing(load_backend(repository, name, device="cpu", variant=variant.name)) as backend:
+            scores = answers(backend, pixels, sizes_served(16))
+        parity = compare(expected, scores, kind=description.output.kind, threshold=description.output.threshold)
         assert parity.pictures == 200
-        assert reasons_against(parity, precision) == ()
+        assert reasons_against(parity, variant.precision) == (), variant.name
 
 
 def test_finite_on_noise_and_on_flat_colours(imagenet, nsfw):

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from classifleet.config import ModelError, Settings
 from classifleet.worker.models import ModelDescription, Repository, load_backend
 from classifleet.worker.models.importers import Source, install
-from tests.models_support import PHOTOS
+from tests.models_support import PHOTOS, encode
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("skimage")
@@ -239,6 +239,16 @@ def test_what_was_found_on_a_busy_machine_is_looked_for_again_at_the_next_starts
     quiet = [tuned.load_tuned(repository, "honest@1", settings, "cpu").tuning for _ in range(2)]
     assert (quiet[0].busy, quiet[0].tries) == ("", 1)
     assert quiet[0] == quiet[1]
+
+
+def test_what_the_operators_photos_have_shown_is_not_forgotten(tmp_path, settings, monkeypatch):
+    repository = add(tmp_path / "models", "honest", Classifier())
+    monkeypatch.setattr("classifleet.worker.models.tuning.busy", lambda *_: "others were at work")
+    photo = tmp_path / "own.png"
+    photo.write_bytes(encode(Image.new("RGB", (64, 64), "red"), "PNG"))
+    ahead = tuned.tune_model(repository, "honest@1", settings, "cpu", photos=[photo])
+    assert ahead.own_photos
+    assert tuned.load_tuned(repository, "honest@1", settings, "cpu").tuning == ahead
 
 
 def test_the_split_of_the_cores_is_kept_and_used(tmp_path, settings, monkeypatch):

@@ -73,7 +73,8 @@ def tune(
         print_table(SPLIT_COLUMNS, [_split_cells(split, tuning) for split in tuning.splits])
     typer.echo(f"{key} runs as {tuning.chosen.variant}, {tuning.speedup:.1f} times as fast as the file as it came")
     if tuning.busy:
-        typer.echo(f"the machine was busy: {tuning.busy}; the next worker that starts here tunes again")
+        again = "tune again when it is not" if tuning.own_photos else "the next worker that starts here tunes again"
+        typer.echo(f"the machine was busy: {tuning.busy}; {again}")
 
 
 def kept(repository: Repository, description: ModelDescription) -> list[str]:

@@ -120,6 +120,7 @@ def tune_model(
         tuning = tune(description, ways, inputs, precision=settings.precision, bounds=bounds, attempts=tried)
     if device == "cpu":
         tuning = _with_split(tuning, ways, inputs, seconds - (time.monotonic() - start))
+    tuning = replace(tuning, own_photos=bool(photos))
     before = tuning_cache.read(file)
     if tuning.busy and before is not None and before.busy:
         tuning = replace(tuning, tries=before.tries + 1)
@@ -134,7 +135,8 @@ def _tuned(repository: Repository, description: ModelDescription, settings: Sett
         return kept
     if kept is not None:
         blind = settings.precision != "fp32" and kept.photos < MIN_PHOTOS <= photos_at_hand(description)
-        if not blind and (not kept.busy or kept.tries >= MAX_TRIES):
+        unsteady = kept.busy and kept.tries < MAX_TRIES
+        if kept.own_photos or not (blind or unsteady):  # what the operator's photos ruled out would pass without them
             return kept
         log.info("tuned again", model=description.key, busy=kept.busy, tries=kept.tries, photos=kept.photos)
     return tune_model(repository, description.key, settings, device)

@@ -76,6 +76,7 @@ class Tuning:
         split: The chosen split of the cores; None: each has all of them.
         splits: All that were measured.
         photos: How many different ones the answers were compared on.
+        own_photos: Whether the operator gave them.
     """
 
     rows: tuple[Row, ...]
@@ -85,6 +86,7 @@ class Tuning:
     split: Split | None = None
     splits: tuple[Split, ...] = ()
     photos: int = 0
+    own_photos: bool = False
 
     @property
     def chosen(self) -> Row:

@@ -73,6 +73,7 @@ def _tuning(fields: dict[str, Any]) -> Tuning:
         split=Split(**fields["split"]) if fields["split"] else None,
         splits=tuple(Split(**split) for split in fields["splits"]),
         photos=int(fields["photos"]),
+        own_photos=bool(fields["own_photos"]),
     )
     if [row.status for row in tuning.rows].count("chosen") != 1:
         raise ValueError("not exactly one variant is chosen")
