@@ -265,6 +265,12 @@ def test_a_colour_profile_that_is_not_whole_is_none(segments, obeyed):
     assert np.array_equal(pixels(with_profile(*segments)), plain) != obeyed
 
 
+def test_a_segment_without_numbers_is_no_part_of_a_colour_profile():
+    data = with_profile((1, 1, SWAPPING))
+    with_short = data[:2] + b"\xff\xe2\x00\x0eICC_PROFILE\0" + data[2:]
+    assert np.array_equal(pixels(with_short), pixels(data))
+
+
 def graphic_control(transparent: bool) -> bytes:
     return b"!\xf9\x04" + bytes((transparent, 0, 0, 0)) + b"\0"
 
@@ -274,9 +280,25 @@ def graphic_control(transparent: bool) -> bytes:
     [((True,), True), ((True, False), False), ((False, True), True), ((True, False, True), True)],
 )
 def test_the_last_graphic_control_counts(controls, clear):
+    given = red_gif(*map(graphic_control, controls))
+    assert pixels(given)[0, 0].tolist() == ([255] * 3 if clear else [255, 0, 0])
+
+
+def red_gif(*extensions: bytes) -> bytes:
     image = Image.new("P", (4, 4), 0)
     image.putpalette([255, 0, 0, 0, 0, 255])
     data = encode(image, "GIF")
     at = data.index(b",", 13 + 6)
-    given = data[:at] + b"".join(map(graphic_control, controls)) + data[at:]
-    assert pixels(given)[0, 0].tolist() == ([255] * 3 if clear else [255, 0, 0])
+    return data[:at] + b"".join(extensions) + data[at:]
+
+
+def test_a_comment_is_no_graphic_control():
+    """A block of 33 bytes begins with an exclamation mark, too."""
+    comment = b"!\xfe" + (b"!" + b"\xf9\x04" + bytes(31)) * 2 + b"\0"
+    assert pixels(red_gif(graphic_control(True), comment))[0, 0].tolist() == [255] * 3
+    assert pixels(red_gif(comment, graphic_control(False)))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_graphic_control_of_more_blocks_is_left_out_whole():
+    longer = graphic_control(True)[:-1] + b"\x02,," + b"\0"
+    assert pixels(red_gif(longer, graphic_control(False)))[0, 0].tolist() == [255, 0, 0]

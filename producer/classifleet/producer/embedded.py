@@ -30,9 +30,7 @@ from classifleet.producer._children import Process, child
 
 SERVERS: Final = ("valkey-server", "redis-server")
 HOST: Final = "127.0.0.1"
-PORTS: Final = range(
-    20_000, 32_768
-)  # Linux gives those from there on to outgoing connections, other systems higher ones
+PORTS: Final = range(20_000, 32_768)  # below those that Linux and others give to outgoing connections
 LOCK_SECONDS: Final = 5.0
 REDIS_START_SECONDS: Final = 30.0
 WORKER_START_SECONDS: Final = 600.0

@@ -45,6 +45,7 @@ CACHED_PROFILE_BYTES: Final = 64 << 10
 _ICC_COUNT_AT: Final = 128
 _ICC_TAGS_AT: Final = 132
 _ICC_TAG_BYTES: Final = 12  # name, offset, size
+_ICC_MOST_TAGS: Final = 100
 _ICC_FLOAT_TAGS: Final = (b"D2B", b"B2D")
 _BMP_HEAD_AT: Final = 14
 _BMP_V5_BYTES: Final = 124
@@ -198,14 +199,17 @@ def _as_browsers_read(profile: bytes) -> bytes:
 
     There can be any number of them in eight bytes each, and lcms takes milliseconds for each.
     """
-    end = _ICC_TAGS_AT + _ICC_TAG_BYTES * int.from_bytes(profile[_ICC_COUNT_AT:_ICC_TAGS_AT])
+    count = int.from_bytes(profile[_ICC_COUNT_AT:_ICC_TAGS_AT])
+    if count > _ICC_MOST_TAGS:  # lcms refuses it
+        return profile
+    end = _ICC_TAGS_AT + _ICC_TAG_BYTES * count
     table = profile[_ICC_TAGS_AT:end]
     tags = [table[at : at + _ICC_TAG_BYTES] for at in range(0, len(table), _ICC_TAG_BYTES)]
     read = [tag for tag in tags if not tag.startswith(_ICC_FLOAT_TAGS)]
     if len(read) == len(tags):
         return profile
-    count = len(read).to_bytes(_ICC_TAGS_AT - _ICC_COUNT_AT)
-    return profile[:_ICC_COUNT_AT] + count + b"".join(read).ljust(len(table), b"\0") + profile[end:]
+    head = profile[:_ICC_COUNT_AT] + len(read).to_bytes(_ICC_TAGS_AT - _ICC_COUNT_AT)
+    return head + b"".join(read).ljust(len(table), b"\0") + profile[end:]
 
 
 def _looked_up(transform: Any) -> Correction:

@@ -51,8 +51,8 @@ _PNG_TRANSPARENT: Final[Mapping[bytes, Sequence[int]]] = {b"\x00": (2,), b"\x02"
 _PNG_FRAMES: Final = frozenset({b"fcTL", b"fdAT"})
 _GIF_HEADER_BYTES: Final = 13
 _GIF_FRAME_BYTES: Final = 10
-_GIF_CONTROL: Final = b"!\xf9\x04"
-_GIF_CONTROL_BYTES: Final = 8
+_GIF_CONTROL: Final = b"!\xf9"
+_GIF_HEAD_BYTES: Final = 2  # of an extension
 
 
 def as_browsers_read(data: bytes, kind: str) -> bytes:
@@ -114,6 +114,7 @@ def _jpeg_strays(data: bytes, parts: Iterable[Span]) -> list[Span]:
     frames = 0
     exif: list[Span] = []
     profile: list[Span] = []
+    short: list[Span] = []  # none for libjpeg, and one too many for Pillow
     for start, end in parts:
         frames += data[start] == 0xFF and data[start + 1] in _JPEG_FRAMES
         if frames > 1:
@@ -121,8 +122,8 @@ def _jpeg_strays(data: bytes, parts: Iterable[Span]) -> list[Span]:
         if data.startswith(_APP1, start) and data.startswith(EXIF_PREFIX, start + 4):
             exif.append((start, end))
         elif data.startswith(_APP2, start) and data.startswith(_ICC_PREFIX, start + 4):
-            profile.append((start, end))
-    return sorted(exif[1:] + ([] if _is_whole([data[start:end] for start, end in profile]) else profile))
+            (profile if end - start >= _ICC_NUMBER_AT + 2 else short).append((start, end))
+    return sorted(exif[1:] + short + ([] if _is_whole([data[start:end] for start, end in profile]) else profile))
 
 
 def _is_whole(segments: Sequence[bytes]) -> bool:
@@ -203,8 +204,17 @@ def gif_blocks(data: bytes) -> Iterator[Span]:
 
 def _gif_strays(data: bytes, parts: Iterable[Span]) -> list[Span]:
     """Graphic controls before the last: Pillow believes what only an earlier one says."""
-    controls = [(start, start + _GIF_CONTROL_BYTES) for start, _ in parts if data.startswith(_GIF_CONTROL, start)]
-    return controls[:-1]
+    controls = [
+        start for start, end in parts if end - start == _GIF_HEAD_BYTES and data.startswith(_GIF_CONTROL, start)
+    ]
+    return [(start, _gif_extension_end(data, start)) for start in controls[:-1]]
+
+
+def _gif_extension_end(data: bytes, start: int) -> int:
+    at = start + _GIF_HEAD_BYTES
+    while at < len(data) and data[at]:
+        at += data[at] + 1
+    return at + 1
 
 
 _WALKS: Final[Mapping[str, Callable[[bytes], Iterator[Span]]]] = {
