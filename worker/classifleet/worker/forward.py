@@ -132,9 +132,9 @@ class Forward:
 
     def _together(self, pixels: list[Pixels], size: int) -> Pixels:
         """The images in one array; rows of padding are black."""
+        PADDED_IMAGES.labels(self._model).inc(size - len(pixels))  # by nothing, too: a rate needs a series
         if size == len(pixels):
             return np.stack(pixels)
-        PADDED_IMAGES.labels(self._model).inc(size - len(pixels))
         batch = np.zeros((size, *pixels[0].shape), np.uint8)
         np.stack(pixels, out=batch[: len(pixels)])
         return batch
