@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from classifleet.config import ResultExpired, ResultTimeout, UnknownJob
 from classifleet.config.storage import Stores
-from classifleet.ledger import Part, QueueDepth, read_depth
+from classifleet.ledger import Call, Part, QueueDepth, read_depth
 from classifleet.producer._effects import Ask, Blocking, Flow, Listen
+from classifleet.producer._request import FIRST_CHUNK
 from classifleet.producer._submitting import Submitting
 from classifleet.producer.result import Result
 
@@ -87,14 +88,16 @@ class Flows(Submitting):
         fields = yield from self._job(job)
         return "finished_at" in fields
 
-    def wait(self, job: str, watch: Any, timeout: float | None) -> Flow[dict[str, str]]:
-        """Wait for the job's end; its fields."""
+    def wait(self, job: str, watch: Any, timeout: float | None, *also: Call[Any]) -> Flow[list[Any]]:
+        """Wait for the job's end; its fields, and what else is asked for in the same round trip."""
         ends = None if timeout is None else self.clock() + timeout
         pause = FIRST_LISTEN_SECONDS
         while True:
-            fields = yield from self._job(job)
-            if "finished_at" in fields:
-                return fields
+            fields, *more = yield Ask([self.ledger.job(job), *also])
+            if not fields:
+                fields = yield from self._missing(job)
+            elif "finished_at" in fields:
+                return [fields, *more]
             left = pause if ends is None else min(pause, ends - self.clock())
             if left <= 0:
                 raise ResultTimeout(
@@ -106,10 +109,8 @@ class Flows(Submitting):
 
     def result(self, job: str, watch: Any, timeout: float | None) -> Flow[Result]:
         """The record of a job of one image."""
-        yield from self.wait(job, watch, timeout)
-        results = yield from self.page(job, Cursor(), watch=None)
-        if not results:
-            raise ResultExpired(f"the record of {job} has been deleted")
+        fields, *answers = yield from self.wait(job, watch, timeout, *self._chunk(job, FIRST_CHUNK))
+        results = yield from self._read(job, fields, answers)
         return results[0]
 
     def page(self, job: str, cursor: Cursor, watch: Any) -> Flow[list[Result]]:
@@ -121,7 +122,8 @@ class Flows(Submitting):
                 fields = yield from self._missing(job)
             if chunks:
                 cursor.chunks_read += len(chunks)
-                results = yield from self._read(job, fields, chunks)
+                answers = yield Ask([call for chunk in chunks for call in self._chunk(job, chunk)])
+                results = yield from self._read(job, fields, answers)
                 return results
             if "finished_at" in fields or watch is None:
                 cursor.ended = True
@@ -129,15 +131,17 @@ class Flows(Submitting):
             yield Listen(watch, pause)
             pause = min(LONGEST_LISTEN_SECONDS, pause * 2)
 
-    def _read(self, job: str, fields: dict[str, str], chunks: list[str]) -> Flow[list[Result]]:
-        parts: list[Part | None] = yield Ask([self.ledger.part(job, chunk) for chunk in chunks])
+    def _chunk(self, job: str, chunk: str) -> tuple[Call[Part | None], Call[dict[str, bytes]]]:
+        """What to ask for a finished chunk: its commit, and its records, which are empty if they lie in a sink."""
+        return self.ledger.part(job, chunk), self.ledger.records(job, chunk)
+
+    def _read(self, job: str, fields: dict[str, str], answers: list[Any]) -> Flow[list[Result]]:
+        """The results in the answers to `_chunk` of one or more chunks."""
         results: list[Result] = []
-        for chunk, part in zip(chunks, parts, strict=True):
+        for part, records in zip(answers[::2], answers[1::2], strict=True):
+            lines = list(records.values())
             if part is not None and part.name:
                 lines = yield Blocking(partial(self._read_part, fields["sink"], job, part.name))
-            else:
-                [records] = yield Ask([self.ledger.records(job, chunk)])
-                lines = list(records.values())
             if part is None or len(lines) != part.images:
                 raise ResultExpired(f"records of job {job} have been deleted")
             results.extend(map(Result.from_record, lines))
