@@ -2,9 +2,9 @@
 
 Runs as a child that reads one JSON request a line and answers with a line:
 
-    {"all": paths}         the class of each, decoded by threads, in batches
-    {"each": paths}        seconds of each, one after the other
-    {"forward": seconds}   images a second of forward passes alone, full batches, as the worker hands them over
+    {"all": paths}            the class of each, decoded by threads, in batches
+    {"each": [paths, pause]}  seconds of each, one after the other, so many seconds of rest before each
+    {"forward": seconds}      images a second of forward passes alone, full batches, as the worker hands them over
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Ceiling:
         """All of them, in batches."""
         return [int(label) for label in self._ask("all", _texts(paths))]
 
-    def direct(self, paths: Sequence[Path]) -> list[float]:
-        """Seconds of each, one after the other: read, decode, forward."""
-        return [float(value) for value in self._ask("each", _texts(paths))]
+    def direct(self, paths: Sequence[Path], pause: float = 0.0) -> list[float]:
+        """Seconds of each, one after the other, after so many of rest: read, decode, forward."""
+        return [float(value) for value in self._ask("each", [_texts(paths), pause])]
 
     def forward(self, seconds: float) -> float:
         """Images a second of the model alone."""
@@ -131,10 +131,11 @@ class _Worker:
                 labels += self._backend.run(np.stack(batch)).argmax(1).tolist()
         return labels
 
-    def each(self, paths: Sequence[str]) -> list[float]:
+    def each(self, paths: Sequence[str], pause: float) -> list[float]:
         """Seconds of each, alone."""
         seconds = []
         for path in paths:
+            time.sleep(pause)
             began = time.perf_counter()
             self._backend.run(self.pixels(path)[np.newaxis])
             seconds.append(time.perf_counter() - began)
@@ -156,7 +157,11 @@ def serve() -> None:
 
 def _serve(answered: TextIO) -> None:
     worker = _Worker()
-    answers: dict[str, Callable[[Any], Any]] = {"all": worker.all, "each": worker.each, "forward": worker.forward}
+    answers: dict[str, Callable[[Any], Any]] = {
+        "all": worker.all,
+        "each": lambda asked: worker.each(*asked),
+        "forward": worker.forward,
+    }
     print(json.dumps(worker.variant), file=answered, flush=True)
     for line in sys.stdin:
         [(what, argument)] = json.loads(line).items()

@@ -74,12 +74,18 @@ class Ours:
                 class_ids[result.id] = best(result)
         return [class_ids[str(number)] for number in range(len(paths))]
 
-    def each(self, paths: Sequence[Path]) -> list[float]:
-        """Seconds of each photo, one job after the other, as a caller of the synchronous client sees them."""
+    def each(self, paths: Sequence[Path], pause: float = 0.0) -> list[float]:
+        """Seconds of each photo, one job after the other, as a caller of the synchronous client sees them.
+
+        Args:
+            paths: The photos.
+            pause: Seconds of rest before each.
+        """
         seconds = []
         with Fleet(self._url) as fleet:
             fleet.submit(reference(paths[0]), models=self.model).result(timeout=RESULT_SECONDS)  # connects
             for path in paths:
+                time.sleep(pause)
                 began = time.perf_counter()
                 best(fleet.submit(reference(path), models=self.model).result(timeout=RESULT_SECONDS))
                 seconds.append(time.perf_counter() - began)

@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/latency.py [--requests 100] [--peer celery-prefork] [--seconds 8] [--json FILE]
 
-Idle: in turns of ten, decode and forward called directly in a process of their own, then the fleet. Load: requests
-arrive as a Poisson process and do not wait for each other; a latency counts from the moment when the request should
-have been sent. A rate that the system cannot keep up with ends the curve.
+Idle: in turns of ten, decode and forward called directly in a process of their own, then the fleet; back to back, and
+with a rest before each, in which caches and cores cool down on both sides. Load: requests arrive as a Poisson process
+and do not wait for each other; a latency counts from the moment when the request should have been sent. A rate that
+the system cannot keep up with ends the curve.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from classifleet.config import Settings
 
 QUEUE_MS: Final = 6.0
 TURN: Final = 10
+PAUSES: Final = (0.0, 0.1)
+"""Seconds of rest before each request on the idle fleet."""
 RATES: Final = (5, 10, 20, 40, 60, 80, 120, 160, 200, 250)
 HOPELESS_MS: Final = 1000.0  # of p95: the queue grows, and higher rates say no more
 
@@ -73,21 +76,38 @@ def idle(outcome: Outcome, direct: Ceiling, ours: Ours, folder: Path, photos: Se
             system.start(Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder))))
         direct.direct(photos[:TURN])
         ours.each(photos[:TURN])
-        alone: list[float] = []
-        queued: list[float] = []
-        for turn in range(max(1, requests // TURN)):
-            chosen = [photos[n % len(photos)] for n in range(turn * TURN, (turn + 1) * TURN)]
-            alone += direct.direct(chosen)
-            queued += ours.each(chosen)
-    rows = [[name, *(f"{percentile(values, p) * 1000:.1f}" for p in (50, 95))] for name, values in (
-        (f"decode and forward, called directly ({direct.details})", alone),
-        (f"classifleet ({ours.details})", queued),
-    )]  # fmt: skip
+        found = {pause: in_turns(direct, ours, photos, requests, pause) for pause in PAUSES}
+    rows = []
+    for pause, (alone, queued) in found.items():
+        rest = f", {pause:g} s of rest before each" if pause else ""
+        rows += [
+            _row(f"decode and forward, called directly ({direct.details}){rest}", alone),
+            _row(f"classifleet ({ours.details}){rest}", queued),
+        ]
+        extra = (percentile(queued, 50) - percentile(alone, 50)) * 1000
+        if pause:
+            outcome.note(f"p50 beyond decode and forward{rest}: {extra:.1f} ms")
+        else:
+            what, wanted = "p50 beyond decode and forward", f"at most {QUEUE_MS:g} ms"
+            outcome.target(what, wanted, f"{extra:.1f} ms", met=extra <= QUEUE_MS)
     outcome.table("One image at a time, idle", ["", "p50 ms", "p95 ms"], rows)
-    extra = (percentile(queued, 50) - percentile(alone, 50)) * 1000
-    outcome.target(
-        "p50 beyond decode and forward", f"at most {QUEUE_MS:g} ms", f"{extra:.1f} ms", met=extra <= QUEUE_MS
-    )
+
+
+def in_turns(
+    direct: Ceiling, ours: Ours, photos: Sequence[Path], requests: int, pause: float
+) -> tuple[list[float], list[float]]:
+    """Seconds of each request called directly, and through the fleet."""
+    alone: list[float] = []
+    queued: list[float] = []
+    for turn in range(max(1, requests // TURN)):
+        chosen = [photos[n % len(photos)] for n in range(turn * TURN, (turn + 1) * TURN)]
+        alone += direct.direct(chosen, pause)
+        queued += ours.each(chosen, pause)
+    return alone, queued
+
+
+def _row(name: str, values: Sequence[float]) -> list[str]:
+    return [name, *(f"{percentile(values, p) * 1000:.1f}" for p in (50, 95))]
 
 
 def best_peer() -> str:

@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 from classifleet.worker.models._attempts import Attempts
 from classifleet.worker.models.failures import DeviceLost, OutOfMemory
 from classifleet.worker.models.golden_inputs import GoldenInputs
-from classifleet.worker.models.measuring import QUIET_LOAD, Bounds, Speed, busy
+from classifleet.worker.models.measuring import QUIET_LOAD, Bounds, Contestant, Speed, busy, duel, measure
 from classifleet.worker.models.tuning import Row, Tuning, no_hope, tune
 from classifleet.worker.models.variants import BY_NAME, VARIANTS, available
 
@@ -291,6 +291,29 @@ def test_a_machine_that_slows_down_for_good_does_not_change_the_choice():
     assert tuning.speedup == pytest.approx(0.02 / 0.003, rel=0.4)
 
 
+def test_a_size_that_was_disturbed_gets_a_second_chance():
+    """Larger batches are better; while the largest was measured first, something else took half of the machine."""
+    bench = Bench(image={"torchscript": 0.01}, batch=0.01, disturbed=lambda now: 2.0 if 0.75 < now < 1.3 else 1.0)
+    speed = measure(Fake(bench, "torchscript"), DESCRIPTION, Bounds(60.0, 0.5, (1, 2, 4, 8)), bench.clock)
+    assert speed.batch == 8
+    assert speed.forward_seconds == pytest.approx(0.09)
+
+
+@pytest.mark.parametrize("disturbed", ["torchscript", "torchscript/bf16"])
+def test_one_contestant_that_is_disturbed_is_enough_to_doubt_a_duel(disturbed):
+    bench = Bench()
+    slow = iter([1.0] + [1.0, 3.0] * 1000)
+
+    class Disturbed(Fake):
+        def run(self, batch):
+            bench.now += 0.01 * next(slow)
+
+    backends = {name: Fake(bench, name) for name in ("torchscript", "torchscript/bf16")}
+    backends[disturbed] = Disturbed(bench, disturbed)
+    _, spread = duel([Contestant(backend, 2) for backend in backends.values()], DESCRIPTION, bench.clock)
+    assert busy(spread, 0.0, 2)
+
+
 @pytest.mark.parametrize(
     ("spread", "load", "cores", "said"),
     [
@@ -326,6 +349,11 @@ def test_a_batch_that_takes_too_long_is_not_used():
 def test_of_equal_rates_the_smaller_batch_is_taken():
     tuning = run(Bench(image=dict.fromkeys(CPU, 0.02), batch=0.0001))
     assert (tuning.chosen.speed or tuning.plain).batch == 1
+
+
+def test_batches_of_a_quick_model_are_large_enough_for_what_each_costs_the_worker():
+    tuning = run(Bench(image=dict.fromkeys(CPU, 0.003), batch=0.0))
+    assert (tuning.chosen.speed or tuning.plain).batch == 4
 
 
 def test_a_missing_package_is_said():

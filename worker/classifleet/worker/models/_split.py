@@ -126,11 +126,14 @@ def promising(cores: int, decode_rate: float, forward_rates: Mapping[int, float]
 
 
 def best(splits: Iterable[Split]) -> Split | None:
-    """The fastest; of those about as fast, the one with the quickest lonely image, then the fewest threads."""
+    """The fastest; of those about as fast, the one with the quickest lonely image, then the most threads that decode.
+
+    Those are for photos larger than the samples, which one thread could not decode as fast as they are classified.
+    """
     splits = list(splits)
     most = max((split.rate for split in splits), default=0.0)
     close = [split for split in splits if split.rate * CLEAR >= most]
-    return max(close, key=lambda split: (split.forward_threads, -split.decode_threads), default=None)
+    return max(close, key=lambda split: (split.forward_threads, split.decode_threads), default=None)
 
 
 def _forward_rate(backend: Backend, work: Work, clock: Clock) -> float:
