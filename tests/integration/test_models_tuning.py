@@ -161,6 +161,26 @@ def test_what_cannot_be_loaded_today_is_looked_for_anew(tmp_path, settings):
     assert tuning_cache.read(outcome) == loaded.tuning
 
 
+@pytest.mark.parametrize("tune_seconds", [0, 7])
+def test_what_must_be_compiled_anew_takes_no_longer_than_tuning_may(tmp_path, settings, tune_seconds, monkeypatch):
+    """A model that comes while others serve has no time at all."""
+    repository = add(tmp_path / "models", "honest", Classifier())
+    outcome = tuned.cache_file(repository, repository.describe("honest"), settings, "cpu")
+    speed = Speed(100.0, 1, 0.01)
+    tuning_cache.write(outcome, Tuning((Row("inductor/fp32", "fp32", "chosen", speed),), speed, photos=9))
+    allowed = []
+
+    def compiling(*asked):
+        allowed.append(asked[-1])
+        raise ModelError("took too long")
+
+    monkeypatch.setattr(_inductor, "missing", lambda device: "")
+    monkeypatch.setattr(_inductor, "_compile", compiling)
+    changed = Settings.load(tuning_cache=settings.tuning_cache, tune_seconds=tune_seconds)
+    assert tuned.load_tuned(repository, "honest@1", changed, "cpu").backend.name != "inductor/fp32"
+    assert allowed[0] == tune_seconds
+
+
 def test_what_was_decided_without_photos_is_looked_for_again_when_there_are_some(tmp_path, settings, monkeypatch):
     repository = add(tmp_path / "models", "honest", Classifier())
     with monkeypatch.context() as blind:

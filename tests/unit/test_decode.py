@@ -290,6 +290,16 @@ def test_top_down_bmp_is_upright():
     assert np.array_equal(pixels(bytes(flipped)), pixels(bytes(data)))
 
 
+@pytest.mark.parametrize(("alphas", "shown"), [((0, 0), (200, 100)), ((0, 255), (255, 100)), ((255, 255), (200, 100))])
+def test_a_bmp_that_is_clear_everywhere_is_opaque(alphas, shown):
+    """Its writer left the fourth byte unused. With one pixel that is not clear, the others are meant to be."""
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, 2, 1, 1, 32, 3, 8, 0, 0, 0, 0) + masks + b"BGRs" + bytes(48)
+    body = b"".join(bytes((level, level, level, alpha)) for level, alpha in zip((200, 100), alphas, strict=True))
+    data = b"BM" + struct.pack("<IHHI", 14 + len(header) + len(body), 0, 0, 14 + len(header)) + header + body
+    assert pixels(data)[0, :, 0].tolist() == list(shown)
+
+
 def test_run_length_coded_bmp_is_refused():
     header = struct.pack("<IiiHHIIiiII", 40, 4, 1, 1, 8, 1, 4, 0, 0, 2, 0) + bytes(8)
     body = b"\x04\x01\x00\x01"

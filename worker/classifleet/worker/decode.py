@@ -240,6 +240,8 @@ def _colors(
 ) -> Image.Image:
     """A loaded picture in 8 bits and the colours that a person sees; clear where a first frame does not reach."""
     eight = _eight_bits(image)
+    if kind == "BMP" and eight.mode == "RGBA" and eight.getchannel("A").getextrema() == (0, 0):
+        eight = eight.convert("RGB")  # whoever wrote it left those bytes unused, as browsers have it
     right = shown(eight) if shown else eight
     if kind not in ("GIF", "PNG") or painted is None or painted == (0, 0, *image.size):
         return right

@@ -64,10 +64,10 @@ def load_tuned(repository: Repository, key: str, settings: Settings, device: str
     limit = min(description.batch.max, settings.max_batch)
     ways = _ways(repository, description, settings, device)
     tuning = _tuned(repository, description, settings, device)
-    backend = _opened(ways, tuning)
+    backend = _opened(ways, tuning, settings.tune_seconds)
     if tuning is not None and backend is None and settings.tune_seconds:
         tuning = tune_model(repository, key, settings, device)
-        backend = _opened(ways, tuning)
+        backend = _opened(ways, tuning, settings.tune_seconds)
     if tuning is None or backend is None:
         log.info("model not tuned", model=key, hint=f"classifleet models tune {key}")
         return TunedModel(load_backend(repository, key, device=device), limit, None)
@@ -76,13 +76,19 @@ def load_tuned(repository: Repository, key: str, settings: Settings, device: str
     return TunedModel(backend, batch, tuning, tuning.split.decode_threads if tuning.split else 0)
 
 
-def _opened(ways: Ways, tuning: Tuning | None) -> Backend | None:
-    """The chosen variant; None if it cannot be loaded today, as without its package and a compiler."""
+def _opened(ways: Ways, tuning: Tuning | None, seconds: float) -> Backend | None:
+    """The chosen variant; None if it cannot be loaded today, as without its package and a compiler.
+
+    Args:
+        ways: To open it.
+        tuning: What has chosen it.
+        seconds: To compile it anew, at most. A model that comes while others serve has none.
+    """
     if tuning is None:
         return None
     threads = tuning.split.forward_threads if tuning.split else None
     try:
-        return ways.open(BY_NAME[tuning.chosen.variant], threads=threads)
+        return ways.open(BY_NAME[tuning.chosen.variant], threads=threads, seconds=seconds)
     except Exception as error:
         if failure(error) != "model":  # memory that another process takes is no reason to tune with what is left
             raise
