@@ -149,7 +149,7 @@ def test_what_cannot_be_loaded_today_is_looked_for_anew(tmp_path, settings):
     """Its compiled package is gone, and here is no compiler."""
     repository = add(tmp_path / "models", "honest", Classifier())
     outcome = tuned.cache_file(repository, repository.describe("honest"), settings, "cpu")
-    speed = Speed(100.0, 1, 0.01)
+    speed = Speed(100.0, 1, 0.01, 1)
     kept = Tuning((Row("inductor/fp32", "fp32", "chosen", speed),), speed, photos=9)
     tuning_cache.write(outcome, kept)
     untuned = Settings.load(tuning_cache=settings.tuning_cache, tune_seconds=0)
@@ -166,7 +166,7 @@ def test_what_must_be_compiled_anew_takes_no_longer_than_tuning_may(tmp_path, se
     """A model that comes while others serve has no time at all."""
     repository = add(tmp_path / "models", "honest", Classifier())
     outcome = tuned.cache_file(repository, repository.describe("honest"), settings, "cpu")
-    speed = Speed(100.0, 1, 0.01)
+    speed = Speed(100.0, 1, 0.01, 1)
     tuning_cache.write(outcome, Tuning((Row("inductor/fp32", "fp32", "chosen", speed),), speed, photos=9))
     allowed = []
 
@@ -278,11 +278,12 @@ def test_the_split_of_the_cores_is_kept_and_used(tmp_path, settings, monkeypatch
     split = loaded.tuning.split
     assert split in loaded.tuning.splits
     assert loaded.decode_threads == split.decode_threads >= 1
+    assert loaded.max_batch == split.batch
     opened, real = [], variants.Ways.open
 
-    def spying(ways, variant, *, threads=None):
+    def spying(ways, variant, *, threads=None, seconds=None):
         opened.append(threads)
-        return real(ways, variant, threads=threads)
+        return real(ways, variant, threads=threads, seconds=seconds)
 
     monkeypatch.setattr(variants.Ways, "open", spying)
     assert tuned.load_tuned(repository, "honest@1", settings, "cpu").decode_threads == split.decode_threads

@@ -244,22 +244,22 @@ def test_compiling_is_not_begun_when_it_would_not_end_in_time():
 
 
 ROWS = {
-    "torchscript": Row("torchscript", "fp32", "slower", Speed(20, 1, 0.05)),
-    "optimized": Row("torchscript/optimized", "fp32", "slower", Speed(100, 1, 0.01)),
-    "bf16": Row("torchscript/bf16", "bf16", "slower", Speed(200, 1, 0.005)),
+    "torchscript": Row("torchscript", "fp32", "slower", Speed(20, 1, 0.05, 1)),
+    "optimized": Row("torchscript/optimized", "fp32", "slower", Speed(100, 1, 0.01, 1)),
+    "bf16": Row("torchscript/bf16", "bf16", "slower", Speed(200, 1, 0.005, 1)),
 }
 
 
 @pytest.mark.parametrize(
     ("variant", "best", "rows", "tried"),
     [
-        ("inductor/fp32", Row("openvino/fp32", "fp32", "chosen", Speed(170, 1, 0.01)), "optimized", True),
-        ("inductor/fp32", Row("openvino/fp32", "fp32", "chosen", Speed(190, 1, 0.01)), "optimized", False),
-        ("inductor/fp32", Row("openvino/fp32", "fp32", "chosen", Speed(190, 1, 0.01)), "torchscript", True),
-        ("inductor/bf16", Row("openvino/bf16", "bf16", "chosen", Speed(400, 1, 0.01)), "optimized bf16", False),
-        ("inductor/bf16", Row("openvino/bf16", "bf16", "chosen", Speed(300, 1, 0.01)), "optimized bf16", True),
-        ("inductor/bf16", Row("openvino/fp32", "fp32", "chosen", Speed(900, 1, 0.01)), "optimized", True),
-        ("torchscript/bf16", Row("openvino/fp32", "fp32", "chosen", Speed(900, 1, 0.01)), "optimized", True),
+        ("inductor/fp32", Row("openvino/fp32", "fp32", "chosen", Speed(170, 1, 0.01, 1)), "optimized", True),
+        ("inductor/fp32", Row("openvino/fp32", "fp32", "chosen", Speed(190, 1, 0.01, 1)), "optimized", False),
+        ("inductor/fp32", Row("openvino/fp32", "fp32", "chosen", Speed(190, 1, 0.01, 1)), "torchscript", True),
+        ("inductor/bf16", Row("openvino/bf16", "bf16", "chosen", Speed(400, 1, 0.01, 1)), "optimized bf16", False),
+        ("inductor/bf16", Row("openvino/bf16", "bf16", "chosen", Speed(300, 1, 0.01, 1)), "optimized bf16", True),
+        ("inductor/bf16", Row("openvino/fp32", "fp32", "chosen", Speed(900, 1, 0.01, 1)), "optimized", True),
+        ("torchscript/bf16", Row("openvino/fp32", "fp32", "chosen", Speed(900, 1, 0.01, 1)), "optimized", True),
     ],
 )
 def test_compiling_is_tried_only_where_it_can_win(variant, best, rows, tried):
@@ -310,7 +310,7 @@ def test_one_contestant_that_is_disturbed_is_enough_to_doubt_a_duel(disturbed):
 
     backends = {name: Fake(bench, name) for name in ("torchscript", "torchscript/bf16")}
     backends[disturbed] = Disturbed(bench, disturbed)
-    _, spread = duel([Contestant(backend, 2) for backend in backends.values()], DESCRIPTION, bench.clock)
+    _, spread = duel([Contestant(each, Speed(1.0, 2, 1.0, 2)) for each in backends.values()], DESCRIPTION, bench.clock)
     assert busy(spread, 0.0, 2)
 
 

@@ -22,9 +22,9 @@ from classifleet.worker.models.parity import Parity
 from classifleet.worker.models.tuning import Row, Split, Tuning
 
 DESCRIPTION = ModelDescription.from_fields(description_fields(), where="test")
-PLAIN = Row("torchscript", "fp32", "slower", Speed(100.0, 1, 0.01))
-FAST = Row("openvino/bf16", "bf16", "chosen", Speed(420.0, 8, 0.02), Parity(205, 133, 132, 0.012, 0.1))
-TUNING = Tuning((PLAIN, FAST), PLAIN.speed or FAST.speed, split=Split(1, 2, 200.0))
+PLAIN = Row("torchscript", "fp32", "slower", Speed(100.0, 1, 0.01, 1))
+FAST = Row("openvino/bf16", "bf16", "chosen", Speed(420.0, 8, 0.02, 8), Parity(205, 133, 132, 0.012, 0.1))
+TUNING = Tuning((PLAIN, FAST), PLAIN.speed or FAST.speed, split=Split(1, 2, 8, 200.0))
 
 
 @pytest.mark.parametrize(

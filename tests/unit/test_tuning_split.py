@@ -66,8 +66,23 @@ def test_the_most_promising_split_of_two_cores(decode_rate, rates, first):
     ],
 )
 def test_the_fastest_is_chosen_and_a_lonely_image_decides_between_equals(rates, chosen):
-    found = best(Split(*key, rate) for key, rate in rates.items())
+    found = best(Split(*key, 4, rate) for key, rate in rates.items())
     assert (found and (found.decode_threads, found.forward_threads)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [
+        ({4: 100.0}, 4),
+        ({4: 75.0, 8: 90.0, 16: 94.0, 32: 85.0}, 16),
+        ({4: 100.0, 8: 101.0, 16: 99.0}, 4),  # as fast: the smallest makes nobody wait
+        ({1: 99.0, 2: 99.0, 4: 100.0}, 2),  # one by one, each batch costs too much of a worker
+    ],
+)
+def test_batches_grow_where_that_is_faster_beside_decoding(rates, chosen):
+    others = [Split(1, 2, min(rates), 95.0 * min(rates.values()) / 100), Split(2, 1, min(rates), 1.0)]
+    found = best([*others, *(Split(2, 2, batch, rate) for batch, rate in rates.items())])
+    assert found == Split(2, 2, chosen, rates[chosen])
 
 
 class Counting:
@@ -101,9 +116,12 @@ def test_real_pipelines_run_and_end(monkeypatch):
         return opened[-1]
 
     before = threading.active_count()
-    work = _split.Work([encode(Image.new("RGB", (64, 48), "teal"), "JPEG")], DESCRIPTION, 4)
+    work = _split.Work([encode(Image.new("RGB", (64, 48), "teal"), "JPEG")], DESCRIPTION, (4, 8))
     found = _split.measure_splits(work, open_with, 2, seconds=60)
-    assert {(split.decode_threads, split.forward_threads) for split in found} >= {(2, 2)}
+    assert {(split.decode_threads, split.forward_threads) for split in found if split.batch == 4} >= {(2, 2)}
+    [larger] = [split for split in found if split.batch == 8]
+    first = best(split for split in found if split.batch == 4)
+    assert (larger.decode_threads, larger.forward_threads) == (first.decode_threads, first.forward_threads)
     assert all(split.rate > 0 for split in found)
     assert [backend.threads for backend in opened] == [2, 1]
     assert all(backend.closed and backend.ran_on == {threading.get_ident()} for backend in opened)
@@ -122,7 +140,7 @@ def test_what_is_opened_ends_with_the_time(seconds, opened, monkeypatch):
         all_opened.append(Counting(threads))
         return all_opened[-1]
 
-    work = _split.Work([encode(Image.new("RGB", (64, 48), "teal"), "JPEG")], DESCRIPTION, 4)
+    work = _split.Work([encode(Image.new("RGB", (64, 48), "teal"), "JPEG")], DESCRIPTION, (4,))
     found = _split.measure_splits(work, open_with, 4, seconds=seconds, clock=lambda: now[0])
     assert len(all_opened) == opened
     assert all(backend.closed for backend in all_opened)

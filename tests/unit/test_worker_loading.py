@@ -25,9 +25,9 @@ from tests.models_support import description_fields
 
 DESCRIPTION = ModelDescription.from_fields(description_fields(), where="test")
 KEY = DESCRIPTION.key
-PLAIN = Row("torchscript", "fp32", "slower", Speed(100.0, 1, 0.01))
-FAST = Row("openvino/bf16", "bf16", "chosen", Speed(420.0, 32, 0.02), Parity(205, 133, 132, 0.012, 0.1))
-TUNING = Tuning((PLAIN, FAST), Speed(100.0, 1, 0.01))
+PLAIN = Row("torchscript", "fp32", "slower", Speed(100.0, 1, 0.01, 1))
+FAST = Row("openvino/bf16", "bf16", "chosen", Speed(420.0, 32, 0.02, 32), Parity(205, 133, 132, 0.012, 0.1))
+TUNING = Tuning((PLAIN, FAST), Speed(100.0, 1, 0.01, 1))
 
 
 def test_a_model_that_hangs_while_it_is_loaded_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

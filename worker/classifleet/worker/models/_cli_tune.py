@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from classifleet.worker.models.repository import Repository
     from classifleet.worker.models.tuning import Row, Split, Tuning
 
-SPLIT_COLUMNS: Final = ("threads that decode", "threads of the model", "images/s", "outcome")
+SPLIT_COLUMNS: Final = ("threads that decode", "threads of the model", "batch", "images/s", "outcome")
 
 
 class PrecisionName(StrEnum):
@@ -105,7 +105,8 @@ def line(tuning: dict[str, Any]) -> str:
         decided = f"{parity['decided']} decided of {parity['pictures']}"
         parts.append(f"equal answers to {same:.1%} of {decided}, mean worst {parity['mean_worst']:.1e}")
     if split:
-        parts.append(f"{split['decode_threads']} threads decode, {split['forward_threads']} run the model")
+        threads = f"{split['decode_threads']} threads decode, {split['forward_threads']} run the model"
+        parts.append(f"{threads} in batches of up to {split['batch']}")
     if tuning["busy"]:
         parts.append("the machine was busy")
     return ", ".join(parts)
@@ -141,7 +142,7 @@ def _split_cells(split: Split, tuning: Tuning) -> dict[str, str]:
         **dict(
             zip(
                 SPLIT_COLUMNS,
-                (str(split.decode_threads), str(split.forward_threads), f"{split.rate:.0f}"),
+                (str(split.decode_threads), str(split.forward_threads), str(split.batch), f"{split.rate:.0f}"),
                 strict=False,
             )
         ),

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -28,8 +28,8 @@ TURN_SECONDS: Final = 0.1
 ENOUGH: Final = 0.97
 """The smallest batch size is taken that reaches this share of the best rate: it has the least latency."""
 BATCH_SECONDS: Final = 0.0004
-"""What a worker spends on each batch beside its forward pass. With EfficientNet-Lite0 in fp32, whose forward passes are
-as fast alone as together, a worker on 2 cores did 160 images/s one by one and 170 in eights."""
+"""What a worker spends on each batch beside its forward pass. EfficientNet-Lite0 in fp32 is as fast alone as together,
+and a worker on 2 cores did 160 images/s one by one, 170 in eights."""
 USELESS: Final = 2
 """After so many sizes in a row that bring nothing, larger ones are not tried."""
 QUIET_SPREAD: Final = 1.3
@@ -42,11 +42,15 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """A variant's rate in images per second at its best batch size, and the seconds of one such forward pass."""
+    """A variant's rate in images per second at its best batch size, and the seconds of one such forward pass.
+
+    `most` is the largest size that was run, and took no longer than a forward pass may.
+    """
 
     rate: float
     batch: int
     forward_seconds: float
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +70,10 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """A backend, and the batch size at which it competes."""
+    """A backend, and what it did alone: it competes at that batch size."""
 
     backend: Backend
-    batch: int
+    alone: Speed
 
 
 def measure(
@@ -105,23 +109,31 @@ def measure(
     for size in list(best):  # once more: what disturbed one of them made another look better
         if clock() < ends:
             run(size)
-    speeds = [Speed(size / seconds, size, seconds) for size, seconds in best.items()]
-    rates = [size / (seconds + BATCH_SECONDS) for size, seconds in best.items()]
-    return next(speed for speed, rate in zip(speeds, rates, strict=True) if rate >= ENOUGH * max(rates))
+    size = enough({size: size / seconds for size, seconds in best.items()})
+    return Speed(size / best[size], size, best[size], max(best))
+
+
+def enough(rates: Mapping[int, float]) -> int:
+    """The smallest size of those that are about as fast as the fastest, by images per second of each, rising."""
+    served = {size: size / (size / rate + BATCH_SECONDS) for size, rate in rates.items()}
+    return next(size for size, rate in served.items() if rate >= ENOUGH * max(served.values()))
 
 
 def duel(
     contestants: Sequence[Contestant], description: ModelDescription, clock: Clock, *, turns: int = TURNS
 ) -> tuple[list[Speed], float]:
     """Run backends in turns: the best speed of each, and the spread of the unsteadiest (mean by best time)."""
-    pixels = {contestant.batch: noise(description, contestant.batch) for contestant in contestants}
-    for contestant in contestants:
-        contestant.backend.run(pixels[contestant.batch])  # the other's threads and caches are gone after this
+    pixels = [noise(description, contestant.alone.batch) for contestant in contestants]
+    for contestant, batch in zip(contestants, pixels, strict=True):
+        contestant.backend.run(batch)  # the other's threads and caches are gone after this
     times: list[list[float]] = [[] for _ in contestants]
     for _ in range(turns):
-        for taken, contestant in zip(times, contestants, strict=True):
-            taken += _times(contestant.backend, pixels[contestant.batch], clock, TURN_SECONDS, 1)
-    speeds = [Speed(c.batch / min(t), c.batch, min(t)) for c, t in zip(contestants, times, strict=True)]
+        for taken, contestant, batch in zip(times, contestants, pixels, strict=True):
+            taken += _times(contestant.backend, batch, clock, TURN_SECONDS, 1)
+    speeds = [
+        replace(contestant.alone, rate=contestant.alone.batch / min(taken), forward_seconds=min(taken))
+        for contestant, taken in zip(contestants, times, strict=True)
+    ]
     return speeds, max(statistics.fmean(taken) / min(taken) for taken in times)
 
 

@@ -72,7 +72,7 @@ def load_tuned(repository: Repository, key: str, settings: Settings, device: str
         log.info("model not tuned", model=key, hint=f"classifleet models tune {key}")
         return TunedModel(load_backend(repository, key, device=device), limit, None)
     log.info("model tuned", model=key, device=device, **summary(tuning))
-    batch = min(limit, (tuning.chosen.speed or tuning.plain).batch)
+    batch = min(limit, tuning.batch)
     return TunedModel(backend, batch, tuning, tuning.split.decode_threads if tuning.split else 0)
 
 
@@ -125,7 +125,7 @@ def tune_model(
     with attempts(file) as tried:
         tuning = tune(description, ways, inputs, precision=settings.precision, bounds=bounds, attempts=tried)
     if device == "cpu":
-        tuning = _with_split(tuning, ways, inputs, seconds - (time.monotonic() - start))
+        tuning = _with_split(tuning, ways, inputs, sizes, seconds - (time.monotonic() - start))
     tuning = replace(tuning, own_photos=bool(photos))
     before = tuning_cache.read(file)
     if tuning.busy and before is not None and before.busy:
@@ -148,10 +148,11 @@ def _tuned(repository: Repository, description: ModelDescription, settings: Sett
     return tune_model(repository, description.key, settings, device)
 
 
-def _with_split(tuning: Tuning, ways: Ways, inputs: GoldenInputs, seconds: float) -> Tuning:
-    """How the cores are best shared by decoding and this model."""
-    chosen = tuning.chosen
-    work = _split.Work(inputs.samples, ways.description, (chosen.speed or tuning.plain).batch)
+def _with_split(tuning: Tuning, ways: Ways, inputs: GoldenInputs, sizes: Sequence[int], seconds: float) -> Tuning:
+    """How the cores are best shared by decoding and this model, and how large its batches are beside decoding."""
+    chosen, speed = tuning.chosen, tuning.chosen.speed or tuning.plain
+    batches = [size for size in sizes if speed.batch <= size <= speed.most]
+    work = _split.Work(inputs.samples, ways.description, batches)
     try:
         splits = _split.measure_splits(
             work, partial(ways.open, BY_NAME[chosen.variant]), usable_cores(), seconds=seconds
@@ -197,7 +198,7 @@ def summary(tuning: Tuning) -> dict[str, Any]:
         "variant": chosen.variant,
         "images_per_second": round(speed.rate, 1),
         "speedup": round(tuning.speedup, 2),
-        "batch": speed.batch,
+        "batch": tuning.batch,
         "agreement": None if chosen.parity is None else round(chosen.parity.agreement, 4),
         "mean_worst": None if chosen.parity is None else round(chosen.parity.mean_worst, 5),
         "pictures": None if chosen.parity is None else chosen.parity.pictures,

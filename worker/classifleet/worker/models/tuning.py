@@ -39,6 +39,8 @@ INDUCTOR_GAIN: Final = 1.8
 """Times torch's best executor in the same precision: no more is expected of compiling (measured: 1.4-1.6)."""
 FINAL_TURNS: Final = 6
 PARITY_BATCH: Final = 8
+EACH_SIZE: Final = 4
+"""Answers are compared in batches of so many sizes at least, however few pictures there are."""
 KILLED: Final = "killed the process"
 _ENGINES: Final = ("openvino", "torchscript", "inductor")
 
@@ -57,10 +59,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How the cores are shared: threads that decode, threads of a forward pass, and the images/s of both at once."""
+    """How the cores are shared: threads that decode, threads of a forward pass, and the images/s of both at once.
+
+    `batch` is how many images are run together at most.
+    """
 
     decode_threads: int
     forward_threads: int
+    batch: int
     rate: float
 
 
@@ -92,6 +98,11 @@ class Tuning:
     def chosen(self) -> Row:
         """The variant that serves."""
         return next(row for row in self.rows if row.status == "chosen")
+
+    @property
+    def batch(self) -> int:
+        """How many images a batch holds at most."""
+        return self.split.batch if self.split else (self.chosen.speed or self.plain).batch
 
     @property
     def speedup(self) -> float:
@@ -213,8 +224,10 @@ class _Contest:
     def decide(self) -> float:
         """The best once more against the plain module, in turns; how unsteady the measurement was."""
         leader = self._leader
-        batch = (leader.speed or self.plain_speed).batch
-        both = [Contestant(self._plain, self.plain_speed.batch), Contestant(self._best, batch)]
+        both = [
+            Contestant(self._plain, self.plain_speed),
+            Contestant(self._best, leader.speed or self.plain_speed),
+        ]
         turns = FINAL_TURNS if self._clock() < self._ends else 1
         if self._best is self._plain:
             [self.plain_speed], spread = duel(both[:1], self._description, self._clock, turns=turns)
@@ -273,7 +286,8 @@ class _Contest:
         if self._wanted(row) == self._wanted(best) and not self._faster(backend, row):
             return replace(row, status="slower")
         output = self._description.output
-        scores = answers(backend, self._pixels, sizes_served((row.speed or self.plain_speed).batch))
+        most = min((row.speed or self.plain_speed).most, max(1, len(self._pixels) // EACH_SIZE))
+        scores = answers(backend, self._pixels, sizes_served(most))
         parity = compare(self._answers, scores, kind=output.kind, threshold=output.threshold)
         reasons = reasons_against(parity, row.precision)
         return replace(row, status="refused" if reasons else "chosen", parity=parity, reason="; ".join(reasons))
@@ -283,7 +297,7 @@ class _Contest:
         mine, best = row.speed or self.plain_speed, self._leader.speed or self.plain_speed
         if mine.rate < CLOSE * best.rate:
             return False
-        both = [Contestant(backend, mine.batch), Contestant(self._best, best.batch)]
+        both = [Contestant(backend, mine), Contestant(self._best, best)]
         [new, old], _ = duel(both, self._description, self._clock)
         return new.rate > old.rate
 
