@@ -299,3 +299,64 @@ def test_cmyk_is_inverted_as_browsers_do():
         0,
         0,
     ]
+
+
+# what Chromium obeys
+
+
+SWAPPING = profile(SRGB[::-1])
+SHOWN = noise(64, 32)
+
+
+def changed(at: int, value: int) -> bytes:
+    return SWAPPING[:at] + bytes((value,)) + SWAPPING[at + 1 :]
+
+
+def test_the_profile_of_an_animated_webp_is_not_read():
+    options = {"save_all": True, "append_images": [noise(64, 32).rotate(180)], "lossless": True}
+    plain = encode(SHOWN, "WEBP", **options)
+    assert np.array_equal(pixels(encode(SHOWN, "WEBP", icc_profile=SWAPPING, **options)), pixels(plain))
+
+
+def test_a_webp_announces_its_profile():
+    data = bytearray(encode(SHOWN, "WEBP", icc_profile=SWAPPING, lossless=True))
+    data[20] &= ~0x20
+    assert np.array_equal(pixels(bytes(data)), np.asarray(SHOWN))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_profile_of_colours_counts_for_greys(kind):
+    grey = SHOWN.convert("L")
+    found = pixels(encode(grey, kind, icc_profile=profile(curve=6.0)))
+    assert np.abs(found - pixels(encode(grey, kind, icc_profile=profile(curve=6.0, space=b"GRAY")))).max() <= 1
+    assert found.mean() < pixels(encode(grey, kind)).mean() - 48
+
+
+@pytest.mark.parametrize("at", range(12, 16))
+def test_the_class_of_a_profile_does_not_count(at):
+    found = pixels(encode(SHOWN, "PNG", icc_profile=changed(at, 1)))
+    assert np.array_equal(found, pixels(encode(SHOWN, "PNG", icc_profile=SWAPPING)))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        changed(0, 1),  # longer than it is
+        changed(70, 0xFF),  # another white
+        changed(132 + 4, 0xFF),  # a tag outside
+        profile((RED_XYZ, BLUE_XYZ, (0.1, -3.0, 0.1))),
+        profile(SRGB[::-1], curve=0.0),
+    ],
+)
+def test_a_strange_profile_that_some_programs_obey_is_refused(broken):
+    """Chromium passes over it, lcms does not."""
+    with pytest.raises(ImageError, match="broken profile") as caught:
+        decode(encode(SHOWN, "PNG", icc_profile=broken))
+    assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT
+
+
+@pytest.mark.parametrize("code", [(0, 13, 0, 1), (2, 13, 0, 1), (10, 13, 0, 1), (200, 13, 0, 1), (1, 13, 0, 2)])
+def test_code_points_that_browsers_do_not_read_are_refused(code):
+    """They would take the gamma beside them."""
+    with pytest.raises(ImageError, match="cICP"):
+        decode(with_chunk(encode(SHOWN, "PNG"), b"cICP", bytes(code)))

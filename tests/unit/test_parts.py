@@ -11,9 +11,9 @@ from PIL import Image
 
 from classifleet.config.errors import ErrorCode
 from classifleet.worker.decode import decode
-from classifleet.worker.headers import MAX_SCANS
+from classifleet.worker.headers import MAX_SCANS, exif_orientation
 from classifleet.worker.parts import MAX_PARTS, as_browsers_read
-from tests.decode_support import chunk, pixels, png, refusal
+from tests.decode_support import chunk, gif, pixels, png, refusal
 from tests.models_support import encode, noise, spec
 from tests.unit.test_color import SRGB, profile
 
@@ -25,6 +25,9 @@ PLAIN = encode(PICTURE, "PNG")
 PALETTE = encode(PICTURE.quantize(8), "PNG", bits=8)
 TIFF = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHLHH", 0x112, 3, 1, 6, 0) + bytes(4)
 """Exif that turns the picture."""
+
+
+UPRIGHT = TIFF.replace(b"\x06\0", b"\x01\0")
 
 
 def before(data: bytes, *chunks: bytes) -> bytes:
@@ -101,7 +104,9 @@ def test_what_has_a_wrong_size_does_not_count(stray):
 
 def test_colours_stand_before_the_palette_and_transparency_behind_it():
     at = PALETTE.index(b"IDAT") - 4
-    assert np.array_equal(pixels(PALETTE[:at] + LINEAR + PALETTE[at:]), pixels(PALETTE))
+    assert "behind its palette" in str(
+        refusal(PALETTE[:at] + LINEAR + PALETTE[at:])
+    )  # Chromium reads it, others do not
     assert not np.array_equal(pixels(before(PALETTE, LINEAR)), pixels(PALETTE))
     clear = chunk(b"tRNS", bytes(8))
     assert np.array_equal(pixels(before(PALETTE, clear)), pixels(PALETTE))
@@ -133,6 +138,9 @@ FIRST, REST = b"Exif\0\0" + TIFF[:8], b"Exif\0\0" + TIFF[8:]
         ([b"Exif\0\0" + TIFF, REST], 32),
         ([b"Exif\0\0MM\0*", b"Exif\0\0" + TIFF], 64),
         ([b"http://ns.adobe.com/xap/1.0/\0<x/>", b"Exif\0\0" + TIFF], 32),
+        ([b"Exif\0x" + TIFF], 32),
+        ([b"Exif\0x" + UPRIGHT, b"Exif\0\0" + TIFF], 64),
+        ([b"Exif\0\0", b"Exif\0\0" + TIFF], 32),
     ],
 )
 def test_the_first_exif_segment_counts_alone(segments, width):
@@ -207,18 +215,28 @@ def transparent(*values: int, size: int = 2) -> bytes:
 @pytest.mark.parametrize(
     ("color_type", "row", "chunks", "shown"),
     [
-        (3, b"\0\1", [TWO_COLORS, transparent(0, 0, 0, size=1)], [[255, 0, 0], [0, 0, 255]]),  # more than colours
-        (3, b"\0\1", [TWO_COLORS, transparent(0, 0, 0, size=1), transparent(0, size=1)], [[255] * 3, [0, 0, 255]]),
         (3, b"\0\1", [transparent(0, size=1), TWO_COLORS], [[255, 0, 0], [0, 0, 255]]),
-        (0, b"\0\x09", [transparent(0, 0)], [[0] * 3, [9] * 3]),
         (0, b"\0\x09", [transparent(9), TWO_COLORS, transparent(0)], [[0] * 3, [255] * 3]),
-        (2, bytes(3) + b"\x09" * 3, [transparent(0, 0, 0, 0)], [[0] * 3, [9] * 3]),
         (2, bytes(3) + b"\x09" * 3, [transparent(0, 0), transparent(9, 9, 9)], [[0] * 3, [255] * 3]),
         (6, bytes(3) + b"\xff" + b"\x09" * 3 + b"\xff", [transparent(0, 0, 0)], [[0] * 3, [9] * 3]),
     ],
 )
 def test_transparency_is_what_libpng_takes(color_type, row, chunks, shown):
     assert pixels(png(8, color_type, row, 2, *chunks)).tolist() == [shown]
+
+
+@pytest.mark.parametrize(
+    ("color_type", "chunks"),
+    [
+        (3, [TWO_COLORS, transparent(0, 0, 0, size=1)]),
+        (0, [transparent(0, 0)]),
+        (2, [transparent(0, 0, 0, 0)]),
+    ],
+)
+def test_transparency_that_is_too_long_is_refused(color_type, chunks):
+    """Chromium reads it, libpng does not."""
+    error = refusal(png(8, color_type, bytes(6), 2, *chunks))
+    assert (error.code, "tRNS" in str(error)) == (ErrorCode.UNDECODABLE, True)
 
 
 def test_a_second_palette_is_refused():
@@ -237,6 +255,7 @@ def test_no_frame_is_a_part_of_the_picture(animation, width, height, x, y):
 
 
 SWAPPING = profile(primaries=SRGB[::-1])
+SRGB_PROFILE = profile()
 HALF = len(SWAPPING) // 2
 
 
@@ -257,7 +276,8 @@ def with_profile(*segments: tuple[int, int, bytes]) -> bytes:
         ([(1, 2, SWAPPING)], False),
         ([(1, 2, SWAPPING[:HALF]), (1, 2, SWAPPING[HALF:])], False),
         ([(1, 2, SWAPPING[:HALF]), (2, 7, SWAPPING[HALF:])], False),
-        ([(1, 1, SWAPPING), (1, 1, SWAPPING)], False),
+        ([(1, 1, SWAPPING), (1, 1, SWAPPING)], True),  # who has all of them looks no further
+        ([(1, 1, SRGB_PROFILE), (1, 1, SWAPPING)], False),
     ],
 )
 def test_a_colour_profile_that_is_not_whole_is_none(segments, obeyed):
@@ -302,3 +322,141 @@ def test_a_comment_is_no_graphic_control():
 def test_a_graphic_control_of_more_blocks_is_left_out_whole():
     longer = graphic_control(True)[:-1] + b"\x02,," + b"\0"
     assert pixels(red_gif(longer, graphic_control(False)))[0, 0].tolist() == [255, 0, 0]
+
+
+# what Chromium shows
+
+
+def entry(value: int, *, tag: int = 0x112, kind: int = 3, count: int = 1) -> bytes:
+    return struct.pack("<HHI", tag, kind, count) + struct.pack(
+        "<I" if kind == 4 else "<HH", *[value, 0][: 1 + (kind != 4)]
+    )
+
+
+def directory(*entries: bytes) -> bytes:
+    return len(entries).to_bytes(2, "little") + b"".join(entries) + bytes(4)
+
+
+HEAD_OF_TIFF = b"II*\0\x08\0\0\0"
+TO_SUB, SUB_AT = 0x8769, 8 + 2 + 2 * 12 + 4
+
+
+@pytest.mark.parametrize(
+    ("block", "orientation"),
+    [
+        (directory(entry(6)), 6),
+        (directory(entry(6))[:-4], 6),
+        (b"\x09" + directory(entry(6))[1:], 6),  # more entries than there are
+        (directory(entry(6, count=2)), 1),
+        (directory(entry(6, count=0)), 1),
+        (directory(entry(6, kind=4)), 1),
+        (directory(entry(4, kind=4), entry(5)), 5),
+        (directory(entry(5), entry(3)), 5),
+        (directory(entry(1), entry(6)), 1),
+        (directory(entry(9), entry(3)), 3),
+        (directory(entry(0), entry(6)), 6),
+        (directory(entry(SUB_AT, tag=TO_SUB, kind=4), entry(3)) + directory(entry(6)), 6),
+        (directory(entry(3), entry(SUB_AT, tag=TO_SUB, kind=4)) + directory(entry(6)), 3),
+        (b"", 1),
+    ],
+)
+def test_the_first_orientation_that_is_one_counts(block, orientation):
+    assert exif_orientation(HEAD_OF_TIFF + block) == orientation
+
+
+def test_directories_that_hold_each_other_are_refused():
+    block = HEAD_OF_TIFF + directory(*[entry(8, tag=TO_SUB, kind=4)] * 5_000)
+    assert "entries" in str(refusal(PHOTO[:2] + app1(b"Exif\0\0" + block) + PHOTO[2:]))
+
+
+def wrong(part: bytes) -> bytes:
+    return part[:-1] + bytes((part[-1] ^ 1,))
+
+
+ROW = zlib.compress(b"\0\1\2\3")
+HEADER = chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 1, 8, 0, 0, 0, 0))
+LAST = chunk(b"IEND", b"")
+WHOLE = chunk(b"IDAT", ROW)
+TWO_ROWS = chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 2, 8, 0, 0, 0, 0))
+FRAME = struct.pack(">IIIIIHH", 0, 3, 1, 0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [HEADER, chunk(b"IDAT", ROW[:4]), text(b"tEXt", b"k", b"v"), chunk(b"IDAT", ROW[4:])],
+        [HEADER, chunk(b"IDAT", ROW[:4]), wrong(chunk(b"IDAT", ROW[4:]))],
+        [HEADER, WHOLE, HEADER],
+        [HEADER, ONE_FRAME, WHOLE, chunk(b"fcTL", FRAME + b"\0\7"), chunk(b"fdAT", b"\0\0\0\1" + ROW)],
+        [HEADER, ONE_FRAME, WHOLE, chunk(b"fcTL", FRAME + b"\7\0"), chunk(b"fdAT", b"\0\0\0\1" + ROW)],
+        [HEADER, ONE_FRAME, WHOLE, wrong(chunk(b"fcTL", FRAME + bytes(2))), chunk(b"fdAT", b"\0\0\0\1" + ROW)],
+        [HEADER, ONE_FRAME, WHOLE, chunk(b"fcTL", FRAME + bytes(2))],
+        [TWO_ROWS, WHOLE],
+    ],
+    ids=["gap", "checksum", "header", "blend", "dispose", "frame checksum", "no frame", "rows"],
+)
+def test_of_what_browsers_show_a_part_nothing_is_shown(chunks):
+    assert refusal(b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + LAST).code is ErrorCode.UNDECODABLE
+
+
+def test_a_black_row_is_no_missing_one():
+    for image in (Image.new("L", (9, 7)), Image.new("P", (9, 7)), Image.new("1", (9, 7)), Image.new("RGBA", (9, 7))):
+        assert pixels(encode(image, "PNG")).shape == (7, 9, 3)
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        chunk(b"sRGB", b"\x09"),
+        chunk(b"iCCP", b"\0\0" + zlib.compress(SWAPPING)),
+        chunk(b"iCCP", b"k" * 80 + b"\0\0" + zlib.compress(SWAPPING)),
+        chunk(b"iCCP", b"k\0\0" + zlib.compress(SWAPPING)[:-6]),
+    ],
+)
+def test_colours_that_break_the_rules_do_not_count(stray):
+    assert np.array_equal(pixels(before(PLAIN, stray, LINEAR)), pixels(before(PLAIN, LINEAR)))
+
+
+def test_a_profile_behind_the_frame_header_counts():
+    data = with_profile((1, 1, SWAPPING))
+    length = len(SWAPPING) + 18
+    segment, plain = data[2 : 2 + length], data[:2] + data[2 + length :]
+    at = plain.index(b"\xff\xda")
+    assert np.array_equal(pixels(plain[:at] + segment + plain[at:]), pixels(data))
+
+
+@pytest.mark.parametrize("stray", [b"\0", b"\x05", b"\xff"])
+def test_browsers_show_nothing_behind_a_stray_byte_of_a_gif(stray):
+    data = gif((8, 8), (0, 0, 8, 8))
+    at = data.index(b",", 13 + 6)
+    assert "stray" in str(refusal(data[:at] + stray + data[at:]))
+
+
+def test_a_gif_without_a_palette_is_refused():
+    data = gif((8, 8), (0, 0, 8, 8))
+    size = 3 << (data[10] & 7) + 1
+    bare = data[:10] + bytes((data[10] & 0x7F,)) + data[11:13] + data[13 + size :]
+    assert "palette" in str(refusal(bare))
+
+
+def test_what_a_webps_first_frame_leaves_out_is_background():
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    data = bytearray(encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))
+    data[20] &= ~0x10
+    data[24] = 15  # width, less one
+    found = pixels(bytes(data))
+    assert (found[0, 0].tolist(), found[0, 15].tolist()) == ([255, 0, 0], [255] * 3)
+
+
+def test_a_lossless_webp_is_as_transparent_as_its_pixels():
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    clear.putpixel((0, 0), (0, 0, 255, 255))
+    extended = encode(clear, "WEBP", lossless=True, exact=True)
+    at = extended.index(b"VP8L")
+    lossless = bytearray(extended[at:])
+    lossless[12] &= ~0x10  # the hint that there is any
+    riff = b"RIFF" + struct.pack("<I", 4 + len(lossless)) + b"WEBP"
+    found = pixels(riff + bytes(lossless))
+    assert (found[0, 0].tolist(), found[5, 5].tolist()) == ([0, 0, 255], [255] * 3)
+    twice = bytes(lossless) + b"ALPH" + struct.pack("<I", 65) + bytes(66)
+    assert refusal(b"RIFF" + struct.pack("<I", 4 + len(twice)) + b"WEBP" + twice).code is ErrorCode.UNDECODABLE

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from classifleet.config.errors import ErrorCode, ImageError
-from classifleet.worker.parts import png_chunks
+from classifleet.worker.parts import jpeg_profile, png_chunks
 
 Correction = Callable[[Image.Image], Image.Image]
 """8-bit picture in the file's colours to RGB, or RGBA where it is transparent, in sRGB."""
@@ -46,15 +46,27 @@ _ICC_COUNT_AT: Final = 128
 _ICC_TAGS_AT: Final = 132
 _ICC_TAG_BYTES: Final = 12  # name, offset, size
 _ICC_MOST_TAGS: Final = 100
+_ICC_VERSION_AT, _ICC_NEWEST = 8, 4
+_ICC_CLASS_AT, _ICC_CLASSES = 12, (b"mntr", b"scnr", b"prtr", b"spac")
+_ICC_WHITE_AT: Final = 68
+_ICC_ONE: Final = 65_536
+_ICC_D50: Final = np.array((0.9642, 1, 0.8249))
+_ICC_TOLERANCE, _ICC_SUM_TOLERANCE = 0.01, 0.1
+_ICC_LEAST_TAG_BYTES: Final = 4
+_ICC_CURVES: Final = (b"rTRC", b"gTRC", b"bTRC", b"kTRC")
+_ICC_PRIMARIES: Final = (b"rXYZ", b"gXYZ", b"bXYZ")
 _ICC_FLOAT_TAGS: Final = (b"D2B", b"B2D")
+_WEBP_KIND_AT, _WEBP_FLAGS_AT = 12, 20
+_WEBP_PROFILE, _WEBP_ANIMATION = 0x20, 0x02
 _BMP_HEAD_AT: Final = 14
 _BMP_V5_BYTES: Final = 124
 _BMP_SPACE_AT: Final = 70
 _BMP_EMBEDDED: Final = b"DEBM"
 _BMP_PROFILE_AT: Final = 126
+_GREYS: Final = ("1", "L", "LA", "I", "I;16")
 _SPACES: Final = {
-    "RGB": ("RGB ", ("RGB", "RGBA", "P", "PA")),
-    "L": ("GRAY", ("1", "L", "LA", "I", "I;16")),
+    "RGB": ("RGB ", ("RGB", "RGBA", "P", "PA", *_GREYS)),  # browsers take greys for colours, too
+    "L": ("GRAY", _GREYS),
     "CMYK": ("CMYK", ("CMYK",)),
 }
 _LATTICE: Final = np.stack(np.meshgrid(*[np.linspace(0, 255, 9).astype(np.uint8)] * 3), axis=-1).reshape(1, -1, 3)
@@ -62,6 +74,7 @@ _SRGB_CHROMATICITIES: Final = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06) 
 _UNSIGNED_TURN: Final = 2**32 / 100_000
 _LARGEST_CHROMATICITY: Final = 1.1
 _BRADFORD: Final = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+_SDR_PRIMARIES: Final = frozenset({1, 4, 5, 6, 7, 8, 9, 11, 12, 22})  # H.273: those that move colours by a little
 _SDR_TRANSFERS: Final = frozenset({1, 4, 6, 13, 14, 15})  # H.273: BT.709 and its twins, gamma 2.2, sRGB
 
 
@@ -80,7 +93,7 @@ def correction(image: Image.Image, data: bytes) -> Correction | None:
     if image.format == "PNG" and (code := _png_code_points(data)):
         _refuse_hdr(code)
         return None
-    if profile := _bmp_profile(data) if image.format == "BMP" else image.info.get("icc_profile"):
+    if profile := _profile(image, data):
         study = _study if len(profile) <= CACHED_PROFILE_BYTES else _study.__wrapped__
         if found := study(profile, image.mode):
             return found.change
@@ -88,9 +101,26 @@ def correction(image: Image.Image, data: bytes) -> Correction | None:
     if image.format != "PNG" or "srgb" in image.info or gamma <= 0:
         return None
     primaries = image.info.get("chromaticity")  # browsers obey them beside a gamma alone; greys have none
-    if primaries and image.mode not in _SPACES["L"][1]:
+    if primaries and image.mode not in _GREYS:
         _refuse_strange(primaries)
     return _gamma(gamma)
+
+
+def _profile(image: Image.Image, data: bytes) -> bytes:
+    """The colour profile that browsers read; empty if there is none."""
+    if image.format == "BMP":
+        return _bmp_profile(data)
+    if image.format in ("JPEG", "MPO"):
+        return jpeg_profile(data)
+    if image.format == "WEBP" and not _webp_has_profile(data):
+        return b""
+    return image.info.get("icc_profile") or b""
+
+
+def _webp_has_profile(data: bytes) -> bool:
+    """Whether a WEBP's head announces a profile. Of an animation, browsers do not read it."""
+    announced = data[_WEBP_FLAGS_AT] & (_WEBP_PROFILE | _WEBP_ANIMATION) == _WEBP_PROFILE
+    return announced and data.startswith(b"VP8X", _WEBP_KIND_AT)
 
 
 def _png_code_points(data: bytes) -> bytes:
@@ -109,8 +139,8 @@ def _bmp_profile(data: bytes) -> bytes:
 
 
 def _refuse_hdr(code: bytes) -> None:
-    _, transfer, matrix, full_range = code
-    if transfer not in _SDR_TRANSFERS or matrix or not full_range:
+    primaries, transfer, matrix, full_range = code
+    if primaries not in _SDR_PRIMARIES or transfer not in _SDR_TRANSFERS or matrix or full_range != 1:
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG in colours other than 8-bit RGB's (cICP {list(code)})")
 
 
@@ -170,7 +200,11 @@ class _Profile:
 
 @functools.lru_cache(maxsize=32)
 def _study(profile: bytes, mode: str) -> _Profile | None:
-    """None for a profile that is broken, or not for such a picture."""
+    """None for a profile that is broken, or not for such a picture.
+
+    Raises:
+        ImageError: `unsupported_format`: it makes another picture, but perhaps not for everybody.
+    """
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(_as_browsers_read(profile)))
         space = next(
@@ -185,6 +219,8 @@ def _study(profile: bytes, mode: str) -> _Profile | None:
             return _Profile(None)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
+    if not _is_sound(profile):
+        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, "strange colours by a broken profile, which some programs obey")
 
     change = _looked_up(transform) if space == "L" else functools.partial(_transformed, transform=transform)
 
@@ -194,11 +230,47 @@ def _study(profile: bytes, mode: str) -> _Profile | None:
     return _Profile(apply)
 
 
-def _as_browsers_read(profile: bytes) -> bytes:
-    """A profile without its steps in floating point (`D2B…`), which browsers pass over and lcms prefers to all else.
+def _is_sound(profile: bytes) -> bool:
+    """Whether a profile that lcms reads is one that the stricter readers of browsers obey, too."""
+    (size,) = struct.unpack_from(">I", profile)
+    tags = {name: (at, length) for name, at, length in _icc_tags(profile)}
+    white = struct.unpack_from(">3i", profile, _ICC_WHITE_AT)
+    primaries = [_icc_xyz(profile, tags[name][0]) for name in _ICC_PRIMARIES if name in tags]
+    total = np.sum(primaries, axis=0) if primaries else _ICC_D50
+    return (
+        _ICC_TAGS_AT <= size <= len(profile)
+        and profile[_ICC_VERSION_AT] <= _ICC_NEWEST
+        and np.abs(np.array(white) / _ICC_ONE - _ICC_D50).max() < _ICC_TOLERANCE
+        and np.abs(total - _ICC_D50).max() < _ICC_SUM_TOLERANCE
+        and not any(_icc_has_no_slope(profile, tags[name][0]) for name in _ICC_CURVES if name in tags)
+        and all(length >= _ICC_LEAST_TAG_BYTES and at + length <= size for at, length in tags.values())
+    )
 
-    There can be any number of them in eight bytes each, and lcms takes milliseconds for each.
+
+def _icc_tags(profile: bytes) -> list[tuple[bytes, int, int]]:
+    count = int.from_bytes(profile[_ICC_COUNT_AT:_ICC_TAGS_AT])
+    return [struct.unpack_from(">4sII", profile, _ICC_TAGS_AT + _ICC_TAG_BYTES * n) for n in range(count)]
+
+
+def _icc_has_no_slope(profile: bytes, at: int) -> bool:
+    """Whether a curve is a power of zero."""
+    return profile[at : at + 4] == b"curv" and profile[at + 8 : at + 14] == b"\0\0\0\1\0\0"
+
+
+def _icc_xyz(profile: bytes, at: int) -> NDArray[np.float64]:
+    values = profile[at + 8 : at + 20].ljust(12, b"\0")
+    return np.frombuffer(values, ">i4") / _ICC_ONE
+
+
+def _as_browsers_read(profile: bytes) -> bytes:
+    """A profile without what browsers pass over.
+
+    That is its class, without a right one of which lcms refuses it; and its steps in floating point (`D2B…`), which
+    lcms prefers to all else. Of those there can be any number, in eight bytes each, and lcms takes milliseconds for
+    each.
     """
+    if profile[_ICC_CLASS_AT : _ICC_CLASS_AT + 4] not in _ICC_CLASSES:
+        profile = profile[:_ICC_CLASS_AT] + _ICC_CLASSES[0] + profile[_ICC_CLASS_AT + 4 :]
     count = int.from_bytes(profile[_ICC_COUNT_AT:_ICC_TAGS_AT])
     if count > _ICC_MOST_TAGS:  # lcms refuses it
         return profile

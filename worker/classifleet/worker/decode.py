@@ -16,7 +16,6 @@ Whatever Pillow raises becomes one `ImageError` with one permanent `ErrorCode`. 
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,16 +23,15 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, TiffTags, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.config.record import ImageInfo
 from classifleet.worker.color import Correction, correction
-from classifleet.worker.colorkey import load_keyed
-from classifleet.worker.headers import DecodeLimits, open_image, quiet_pillow, sniff
+from classifleet.worker.colorkey import load_keyed, refuse_missing_bmp_colors, refuse_short_png
+from classifleet.worker.headers import DecodeLimits, exif_orientation, open_image, quiet_pillow, sniff
 from classifleet.worker.models.description import Color, Preprocess
-from classifleet.worker.parts import EXIF_PREFIX, as_browsers_read
+from classifleet.worker.parts import as_browsers_read, jpeg_exif
 from classifleet.worker.pixel_room import PixelRoom, Take
 from classifleet.worker.preprocess import SIDEWAYS, Picture, averages, preprocess, scaled_size
 from classifleet.worker.turbo import is_lossless, turbo_pixels
@@ -45,9 +43,7 @@ DRAFT_MARGIN: Final = 3.5
 What scaling blurs shows by the square of it: in the mean of a sharp photo 1 level at 2, 0.5 at 3, 0.15 at 6.
 """
 END_MARKER: Final = b"\xff\xd9"
-TIFF_HEADER_BYTES: Final = 8
-TIFF_MAGIC: Final = (b"II*\0", b"MM\0*")
-"""Pillow takes others, too; browsers do not."""
+PILLOWS_EXIF_PREFIX: Final = b"Exif\0\0"
 LARGEST_AT_ONE_TIME: Final = 2
 """As many pictures of `max_pixels`, or more that are smaller, are decoded at one time."""
 PROGRESSIVE_SHARE: Final = 4
@@ -162,7 +158,7 @@ class _Pictures:
 def _pictures(
     image: ImageFile.ImageFile, data: bytes, targets: Sequence[Preprocess], limits: DecodeLimits, take: Take
 ) -> _Pictures:
-    size, orientation = image.size, _orientation(image)
+    size, orientation = image.size, _orientation(image, data)
     shown = correction(image, data)
     sideways, scalable = orientation in SIDEWAYS, bool(targets) and all(map(averages, targets))
     # colours that will be torn apart must not be averaged before
@@ -181,7 +177,16 @@ def _loaded(
 ) -> dict[Color, Image.Image]:
     painted = image.tile[0].extents if image.tile else None
     keyed = load_keyed(image, data)
+    if image.format == "PNG" and not image.tell() and not _last_row(keyed).any():
+        refuse_short_png(data, image.size)
+    if image.format == "BMP" and image.mode == "P":
+        refuse_missing_bmp_colors(data, image.getextrema())
     return _flattened(_colors(keyed, image.format, shown, painted), backgrounds)
+
+
+def _last_row(image: Image.Image) -> NDArray[np.uint8]:
+    """What Pillow leaves zero where pixels are missing."""
+    return np.asarray(image.crop((0, image.height - 1, image.width, image.height)))
 
 
 def _draft(image: Image.Image, targets: Sequence[Preprocess], *, sideways: bool) -> tuple[float, float]:
@@ -198,29 +203,18 @@ def _draft(image: Image.Image, targets: Sequence[Preprocess], *, sideways: bool)
     return image.size if drafted is None else drafted[1][2:]
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 if there is none.
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """EXIF orientation, 1 to 8; 1 if there is none. Browsers do not read that of a WEBP.
 
     Not `ImageOps.exif_transpose`: that writes the EXIF block anew, and a picture with a broken block would fail. Not
-    `Image.getexif`: that also believes XMP and text chunks, and numbers of other types than EXIF's SHORT; no browser
-    does.
+    `Image.getexif`: that also believes XMP and text chunks, lists, numbers of other types than EXIF's SHORT, and of
+    twins the last.
     """
-    if "exif" not in image.info:
-        return 1
-    try:
-        block = image.info["exif"].removeprefix(EXIF_PREFIX)
-        if not block.startswith(TIFF_MAGIC):
-            return 1
-        exif = ImageFileDirectory_v2(block[:TIFF_HEADER_BYTES])
-        file = io.BytesIO(block)
-        file.seek(exif.next)
-        exif.load(file)
-        if exif.tagtype.get(ExifTags.Base.Orientation) != TiffTags.SHORT:
-            return 1
-        value = exif.get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001 - metadata is as hostile as pixels, and none of it is worth the picture
-        return 1
-    return value if isinstance(value, int) and value in range(1, 9) else 1
+    if image.format in ("JPEG", "MPO"):
+        return exif_orientation(jpeg_exif(data))
+    if image.format == "PNG":
+        return exif_orientation(image.info.get("exif", b"").removeprefix(PILLOWS_EXIF_PREFIX))
+    return 1
 
 
 def _flattened(image: Image.Image, backgrounds: set[Color]) -> dict[Color, Image.Image]:
@@ -240,8 +234,6 @@ def _colors(
 ) -> Image.Image:
     """A loaded picture in 8 bits and the colours that a person sees; clear where a first frame does not reach."""
     eight = _eight_bits(image)
-    if kind == "BMP" and eight.mode == "RGBA" and eight.getchannel("A").getextrema() == (0, 0):
-        eight = eight.convert("RGB")  # whoever wrote it left those bytes unused, as browsers have it
     right = shown(eight) if shown else eight
     if kind not in ("GIF", "PNG") or painted is None or painted == (0, 0, *image.size):
         return right

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Literal
@@ -27,7 +29,7 @@ from PIL import (
 )
 
 from classifleet.config.errors import ErrorCode, ImageError
-from classifleet.worker.parts import JPEG_END, JPEG_SCAN, gif_blocks, jpeg_markers
+from classifleet.worker.parts import JPEG_END, JPEG_SCAN, MAX_PARTS, gif_blocks, jpeg_markers
 from classifleet.worker.pixel_room import Take
 
 MAX_SCANS: Final = 100
@@ -42,6 +44,12 @@ _MAGIC: Final = (
     ("BMP", re.compile(rb"BM")),
 )
 _RUN_LENGTH_CODED: Final = (1, 2)
+_TIFF_ORDERS: Final = {b"II*\0": "<", b"MM\0*": ">"}  # Pillow takes others, too; browsers do not
+_TIFF_HEADER_BYTES: Final = 8
+_TIFF_ENTRY: Final = "HHIHH"
+_TIFF_SHORT, _TIFF_LONG = 3, 4
+_EXIF_ORIENTATION: Final = 0x112
+_EXIF_SUB_DIRECTORY: Final = 0x8769
 FORMATS: Final = tuple(kind for kind, _ in _MAGIC)
 
 
@@ -99,22 +107,18 @@ def open_image(data: bytes, kind: str, limits: DecodeLimits, take: Take = lambda
         raise ImageError(ErrorCode.UNDECODABLE, f"{kind} with more than {most} scans")
     if isinstance(image, PngImagePlugin.PngImageFile) and image.default_image:
         take(image.width * image.height)
-        return _after_default_image(image) or Image.open(io.BytesIO(data), formats=(kind,))
+        _seek_after_default_image(image)
     return image
 
 
-def _after_default_image(image: PngImagePlugin.PngImageFile) -> PngImagePlugin.PngImageFile | None:
-    """The first frame of an animated PNG whose `IDAT` is only for programs that cannot animate: browsers can.
-
-    None if there is no such frame: then browsers, too, fall back on the default image.
-    """
+def _seek_after_default_image(image: PngImagePlugin.PngImageFile) -> None:
+    """To the first frame of an animated PNG whose `IDAT` is only for programs that cannot animate: browsers can."""
     image.dispose_op = PngImagePlugin.Disposal.OP_BACKGROUND  # or the frame is laid over what nobody sees
     image.dispose_extent = (0, 0, *image.size)
     try:
         image.seek(1)
-    except (SyntaxError, EOFError):
-        return None
-    return image
+    except (SyntaxError, EOFError) as error:  # then browsers show nothing, not the default image
+        raise ImageError(ErrorCode.UNDECODABLE, "animated PNG without a first frame") from error
 
 
 def _check_size(size: tuple[int, int], kind: str, limits: DecodeLimits) -> None:
@@ -166,6 +170,38 @@ def _scans(data: bytes, most: int) -> int:
         if code == JPEG_END or scans > most:
             break
     return scans
+
+
+def exif_orientation(block: bytes) -> int:
+    """The first orientation in an Exif block that is one, 1 to 8; 1 if there is none.
+
+    Raises:
+        ImageError: `undecodable`: it has too many entries; directories may hold each other.
+    """
+    order = _TIFF_ORDERS.get(block[:4])
+    if order is None or len(block) < _TIFF_HEADER_BYTES:
+        return 1
+    (at,) = struct.unpack_from(order + "I", block, 4)
+    for number, (tag, kind, count, value) in enumerate(_exif_entries(block, order, at, is_root=True)):
+        if number == MAX_PARTS:
+            raise ImageError(ErrorCode.UNDECODABLE, f"Exif block of more than {MAX_PARTS} entries")
+        if (tag, kind, count) == (_EXIF_ORIENTATION, _TIFF_SHORT, 1) and value in range(1, 9):
+            return value
+    return 1
+
+
+def _exif_entries(block: bytes, order: str, at: int, *, is_root: bool) -> Iterator[tuple[int, int, int, int]]:
+    """Tags, types, counts and first two bytes; behind its pointer, those of the directory of the camera's data."""
+    if at + 2 > len(block):
+        return
+    entry = struct.Struct(order + _TIFF_ENTRY)
+    (entries,) = struct.unpack_from(order + "H", block, at)
+    for place in range(at + 2, min(at + 2 + entries * entry.size, len(block) - entry.size + 1), entry.size):
+        tag, kind, count, value, _ = entry.unpack_from(block, place)
+        yield tag, kind, count, value
+        if is_root and (tag, kind, count) == (_EXIF_SUB_DIRECTORY, _TIFF_LONG, 1):
+            (sub,) = struct.unpack_from(order + "I", block, place + _TIFF_HEADER_BYTES)
+            yield from _exif_entries(block, order, sub, is_root=False)
 
 
 _PILLOW_MODULES: Final = r"PIL\."
