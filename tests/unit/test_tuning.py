@@ -293,7 +293,7 @@ def test_a_machine_that_slows_down_for_good_does_not_change_the_choice():
 
 def test_a_size_that_was_disturbed_gets_a_second_chance():
     """Larger batches are better; while the largest was measured first, something else took half of the machine."""
-    bench = Bench(image={"torchscript": 0.01}, batch=0.01, disturbed=lambda now: 2.0 if 0.75 < now < 1.3 else 1.0)
+    bench = Bench(image={"torchscript": 0.01}, batch=0.01, disturbed=lambda now: 2.0 if 0.5 < now < 1.3 else 1.0)
     speed = measure(Fake(bench, "torchscript"), DESCRIPTION, Bounds(60.0, 0.5, (1, 2, 4, 8)), bench.clock)
     assert speed.batch == 8
     assert speed.forward_seconds == pytest.approx(0.09)
