@@ -1,0 +1,51 @@
+"""Which orientation of an Exif block counts: that which browsers read."""
+
+import struct
+
+import pytest
+
+from classifleet.config.errors import ImageError
+from classifleet.worker.headers import exif_orientation
+
+
+def entry(value: int, *, tag: int = 0x112, kind: int = 3, count: int = 1) -> bytes:
+    return struct.pack("<HHI", tag, kind, count) + struct.pack(
+        "<I" if kind == 4 else "<HH", *[value, 0][: 1 + (kind != 4)]
+    )
+
+
+def directory(*entries: bytes) -> bytes:
+    return len(entries).to_bytes(2, "little") + b"".join(entries) + bytes(4)
+
+
+HEAD_OF_TIFF = b"II*\0\x08\0\0\0"
+TO_SUB, SUB_AT = 0x8769, 8 + 2 + 2 * 12 + 4
+
+
+@pytest.mark.parametrize(
+    ("block", "orientation"),
+    [
+        (directory(entry(6)), 6),
+        (directory(entry(6))[:-4], 6),
+        (b"\x09" + directory(entry(6))[1:], 6),  # more entries than there are
+        (directory(entry(6, count=2)), 1),
+        (directory(entry(6, count=0)), 1),
+        (directory(entry(6, kind=4)), 1),
+        (directory(entry(4, kind=4), entry(5)), 5),
+        (directory(entry(5), entry(3)), 5),
+        (directory(entry(1), entry(6)), 1),
+        (directory(entry(9), entry(3)), 3),
+        (directory(entry(0), entry(6)), 6),
+        (directory(entry(SUB_AT, tag=TO_SUB, kind=4), entry(3)) + directory(entry(6)), 6),
+        (directory(entry(3), entry(SUB_AT, tag=TO_SUB, kind=4)) + directory(entry(6)), 3),
+        (b"", 1),
+    ],
+)
+def test_the_first_orientation_that_is_one_counts(block, orientation):
+    assert exif_orientation(HEAD_OF_TIFF + block) == orientation
+
+
+def test_directories_that_hold_each_other_are_refused():
+    block = HEAD_OF_TIFF + directory(*[entry(8, tag=TO_SUB, kind=4)] * 5_000)
+    with pytest.raises(ImageError, match="entries"):
+        exif_orientation(block)
