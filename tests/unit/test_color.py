@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from classifleet.config import ErrorCode, ImageError
 from classifleet.worker.decode import DecodeLimits, decode
@@ -226,6 +226,24 @@ def test_ordinary_and_meaningless_primaries_are_not_applied(ordinary):
     assert np.array_equal(pixels(primaries(*ordinary)), np.asarray(noise(60, 40)))
 
 
+@pytest.mark.parametrize(
+    "meaningless", [((0.0, 0.0),) * 4, (WHITE, R, R, R), ((1.6, 0.4), R, G, B), (WHITE, R, (-0.2, 0.3), B)]
+)
+def test_a_strange_gamma_beside_meaningless_primaries_is_refused(meaningless):
+    """Chromium ignores both, libpng the primaries alone."""
+    assert pixels(primaries(*meaningless)).shape == (40, 60, 3)
+    with pytest.raises(ImageError, match="cHRM"):
+        decode(primaries(*meaningless, exponent=1.0))
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_primary_without_light_is_refused(at):
+    dark = [WHITE, R, G, B]
+    dark[at] = (0.3, 0.0)
+    with pytest.raises(ImageError, match="cHRM"):
+        decode(primaries(*dark))
+
+
 def test_greys_have_no_primaries():
     grey = noise(60, 40).convert("L")
     odd = struct.pack(">8i", *(round(x * 100_000) for pair in (WHITE, B, G, R) for x in pair))
@@ -360,3 +378,12 @@ def test_code_points_that_browsers_do_not_read_are_refused(code):
     """They would take the gamma beside them."""
     with pytest.raises(ImageError, match="cICP"):
         decode(with_chunk(encode(SHOWN, "PNG"), b"cICP", bytes(code)))
+
+
+@pytest.mark.parametrize("space", ["LAB", "XYZ"])
+def test_a_profile_of_a_space_that_no_picture_has_is_refused(space):
+    """Chromium reads a PNG's pixels in it, others as they are."""
+    brought = ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()
+    with pytest.raises(ImageError, match="of another space") as caught:
+        decode(encode(SHOWN, "PNG", icc_profile=brought))
+    assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT

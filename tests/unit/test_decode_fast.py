@@ -10,8 +10,9 @@ from PIL import Image
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.worker import decode as decoder
 from classifleet.worker.decode import DecodeLimits, decode, prepare
+from classifleet.worker.formats.jpeg import is_lossless
 from classifleet.worker.headers import open_image
-from classifleet.worker.turbo import is_lossless, turbo_pixels
+from classifleet.worker.turbo import turbo_pixels
 from tests.decode_support import IMAGENET, ORIENTATION, prepared
 from tests.models_support import NASTY, encode, noise, skimage_photo, spec
 

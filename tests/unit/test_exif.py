@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from classifleet.config.errors import ImageError
-from classifleet.worker.headers import exif_orientation
+from classifleet.worker.formats import exif
 
 
 def entry(value: int, *, tag: int = 0x112, kind: int = 3, count: int = 1) -> bytes:
@@ -42,10 +42,10 @@ TO_SUB, SUB_AT = 0x8769, 8 + 2 + 2 * 12 + 4
     ],
 )
 def test_the_first_orientation_that_is_one_counts(block, orientation):
-    assert exif_orientation(HEAD_OF_TIFF + block) == orientation
+    assert exif.orientation(HEAD_OF_TIFF + block) == orientation
 
 
 def test_directories_that_hold_each_other_are_refused():
     block = HEAD_OF_TIFF + directory(*[entry(8, tag=TO_SUB, kind=4)] * 5_000)
     with pytest.raises(ImageError, match="entries"):
-        exif_orientation(block)
+        exif.orientation(block)

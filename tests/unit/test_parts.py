@@ -10,7 +10,7 @@ from PIL import Image
 
 from classifleet.config.errors import ErrorCode
 from classifleet.worker.decode import decode
-from classifleet.worker.parts import as_browsers_read
+from classifleet.worker.formats import as_browsers_read
 from tests.decode_support import chunk, gif, pixels, png, refusal
 from tests.models_support import encode, noise, spec
 from tests.unit.test_color import SRGB, profile
@@ -186,6 +186,33 @@ def test_a_second_palette_is_refused():
     assert (error.code, str(error)) == (ErrorCode.UNDECODABLE, "PNG with more than one palette")
 
 
+def test_a_palette_with_a_part_of_a_colour_is_refused():
+    """Chromium drops it, others the palette."""
+    assert "a part of a colour" in str(refusal(png(8, 3, b"\0\1", 2, chunk(b"PLTE", bytes(7)))))
+
+
+@pytest.mark.parametrize("depth", [2, 8])
+def test_pixels_that_a_palette_lacks_are_refused(depth):
+    """Pillow shows black, Chromium something else."""
+    row = {2: b"\x10", 8: b"\0\1"}[depth]
+    assert pixels(png(depth, 3, row, 2, TWO_COLORS)).tolist() == [[[255, 0, 0], [0, 0, 255]]]
+    beyond = {2: b"\x20", 8: b"\0\2"}[depth]
+    assert "palette lacks" in str(refusal(png(depth, 3, beyond, 2, TWO_COLORS)))
+
+
+def test_a_png_without_its_end_is_truncated():
+    """Browsers wait for the last row."""
+    error = refusal(PLAIN[:-12])
+    assert (error.code, "truncated" in str(error)) == (ErrorCode.UNDECODABLE, True)
+    assert np.array_equal(pixels(PLAIN[:-4]), pixels(PLAIN))
+
+
+def test_a_header_of_another_length_is_refused():
+    start, end = PLAIN[:8], PLAIN[33:]
+    longer = start + chunk(b"IHDR", PLAIN[16:29] + b"\0") + end
+    assert "header is longer" in str(refusal(longer))
+
+
 ONE_FRAME = chunk(b"acTL", struct.pack(">II", 1, 0))
 
 
@@ -332,6 +359,15 @@ def test_browsers_show_nothing_behind_a_stray_byte_of_a_gif(stray):
     assert "stray" in str(refusal(data[:at] + stray + data[at:]))
 
 
+@pytest.mark.parametrize("bits", [0, 1, 9, 12, 13, 255])
+def test_a_gifs_codes_are_of_two_to_eight_bits(bits):
+    """Pillow takes up to 12, and shows what browsers do not."""
+    data = red_gif()
+    at = data.index(b",", 13 + 6) + 10
+    assert data[at] in range(2, 9)
+    assert "2 to 8 bits" in str(refusal(data[:at] + bytes((bits,)) + data[at + 1 :]))
+
+
 def test_a_gif_without_a_palette_is_refused():
     data = gif((8, 8), (0, 0, 8, 8))
     size = 3 << (data[10] & 7) + 1
@@ -348,15 +384,22 @@ def test_what_a_webps_first_frame_leaves_out_is_background():
     assert (found[0, 0].tolist(), found[0, 15].tolist()) == ([255, 0, 0], [255] * 3)
 
 
-def test_a_lossless_webp_is_as_transparent_as_its_pixels():
+def test_a_webp_that_hides_its_transparency_is_refused():
+    """Pillow shows what is clear; browsers, a mixture of their own."""
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     clear.putpixel((0, 0), (0, 0, 255, 255))
     extended = encode(clear, "WEBP", lossless=True, exact=True)
     at = extended.index(b"VP8L")
     lossless = bytearray(extended[at:])
-    lossless[12] &= ~0x10  # the hint that there is any
     riff = b"RIFF" + struct.pack("<I", 4 + len(lossless)) + b"WEBP"
     found = pixels(riff + bytes(lossless))
     assert (found[0, 0].tolist(), found[5, 5].tolist()) == ([0, 0, 255], [255] * 3)
+    lossless[12] &= ~0x10  # the hint that there is any
+    assert "does not announce" in str(refusal(riff + bytes(lossless)))
+    announced = bytearray(encode(clear, "WEBP", lossless=True, exact=True, exif=b"II*\0\x08\0\0\0\0\0"))
+    announced[20] &= ~0x10
+    assert "does not announce" in str(refusal(bytes(announced)))
+    opaque = encode(clear.convert("RGB"), "WEBP", lossless=True, exif=b"II*\0\x08\0\0\0\0\0")
+    assert pixels(opaque)[5, 5].tolist() == [255, 0, 0]
     twice = bytes(lossless) + b"ALPH" + struct.pack("<I", 65) + bytes(66)
     assert refusal(b"RIFF" + struct.pack("<I", 4 + len(twice)) + b"WEBP" + twice).code is ErrorCode.UNDECODABLE

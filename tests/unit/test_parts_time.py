@@ -7,8 +7,8 @@ import pytest
 
 from classifleet.config.errors import ErrorCode
 from classifleet.worker.decode import decode
-from classifleet.worker.headers import MAX_SCANS
-from classifleet.worker.parts import MAX_PARTS
+from classifleet.worker.formats.jpeg import MAX_SCANS
+from classifleet.worker.formats.parts import MAX_PARTS
 from tests.decode_support import chunk, refusal
 from tests.unit.test_parts import PHOTO, PLAIN, app1, before, behind
 

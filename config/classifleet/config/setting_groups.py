@@ -276,7 +276,9 @@ class IngestSettings(BaseModel):
         "(photos of ordinary sizes are not counted).",
     )
     truncated: Literal["strict", "lenient"] = Field(
-        "strict", description="A truncated image is an error, or (JPEG alone) is decoded as far as it goes."
+        "strict",
+        description="A truncated image is an error, or (JPEG alone) is decoded as far as it goes; so is a progressive "
+        "JPEG that is damaged.",
     )
     decode_exact: bool = Field(
         False,

@@ -24,7 +24,7 @@ import numpy as np
 from classifleet.config import ImageInfo, Lane
 from classifleet.worker.decode import DecodeLimits
 from classifleet.worker.flights import Flight, Flights, Urgency
-from classifleet.worker.headers import FORMATS
+from classifleet.worker.formats import FORMATS
 from classifleet.worker.instruments import CACHE, CACHE_BYTES
 from classifleet.worker.lanes import LaneExecutor
 from classifleet.worker.models import ModelDescription

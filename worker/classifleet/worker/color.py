@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import io
-import itertools
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from classifleet.config.errors import ErrorCode, ImageError
-from classifleet.worker.parts import jpeg_profile, png_chunks
+from classifleet.worker.formats import bmp, jpeg, png, webp
 
 Correction = Callable[[Image.Image], Image.Image]
 """8-bit picture in the file's colours to RGB, or RGBA where it is transparent, in sRGB."""
@@ -56,13 +55,6 @@ _ICC_LEAST_TAG_BYTES: Final = 4
 _ICC_CURVES: Final = (b"rTRC", b"gTRC", b"bTRC", b"kTRC")
 _ICC_PRIMARIES: Final = (b"rXYZ", b"gXYZ", b"bXYZ")
 _ICC_FLOAT_TAGS: Final = (b"D2B", b"B2D")
-_WEBP_KIND_AT, _WEBP_FLAGS_AT = 12, 20
-_WEBP_PROFILE, _WEBP_ANIMATION = 0x20, 0x02
-_BMP_HEAD_AT: Final = 14
-_BMP_V5_BYTES: Final = 124
-_BMP_SPACE_AT: Final = 70
-_BMP_EMBEDDED: Final = b"DEBM"
-_BMP_PROFILE_AT: Final = 126
 _GREYS: Final = ("1", "L", "LA", "I", "I;16")
 _SPACES: Final = {
     "RGB": ("RGB ", ("RGB", "RGBA", "P", "PA", *_GREYS)),  # browsers take greys for colours, too
@@ -90,7 +82,7 @@ def correction(image: Image.Image, data: bytes) -> Correction | None:
             primaries that make another picture of it.
     """
     # the order of PNG's third edition: cICP, iCCP, sRGB, gAMA and cHRM
-    if image.format == "PNG" and (code := _png_code_points(data)):
+    if image.format == "PNG" and (code := png.code_points(data)):
         _refuse_hdr(code)
         return None
     if profile := _profile(image, data):
@@ -101,41 +93,21 @@ def correction(image: Image.Image, data: bytes) -> Correction | None:
     if image.format != "PNG" or "srgb" in image.info or gamma <= 0:
         return None
     primaries = image.info.get("chromaticity")  # browsers obey them beside a gamma alone; greys have none
+    change = _gamma(gamma)
     if primaries and image.mode not in _GREYS:
-        _refuse_strange(primaries)
-    return _gamma(gamma)
+        _refuse_strange(primaries, is_gamma_strange=change is not None)
+    return change
 
 
 def _profile(image: Image.Image, data: bytes) -> bytes:
     """The colour profile that browsers read; empty if there is none."""
     if image.format == "BMP":
-        return _bmp_profile(data)
+        return bmp.profile(data)
     if image.format in ("JPEG", "MPO"):
-        return jpeg_profile(data)
-    if image.format == "WEBP" and not _webp_has_profile(data):
+        return jpeg.profile(data)
+    if image.format == "WEBP" and not webp.has_profile(data):
         return b""
     return image.info.get("icc_profile") or b""
-
-
-def _webp_has_profile(data: bytes) -> bool:
-    """Whether a WEBP's head announces a profile. Of an animation, browsers do not read it."""
-    announced = data[_WEBP_FLAGS_AT] & (_WEBP_PROFILE | _WEBP_ANIMATION) == _WEBP_PROFILE
-    return announced and data.startswith(b"VP8X", _WEBP_KIND_AT)
-
-
-def _png_code_points(data: bytes) -> bytes:
-    """The four bytes of the chunk cICP: primaries, transfer, matrix, full range. Empty if there is none."""
-    head = itertools.takewhile(lambda chunk: chunk[0] != b"IDAT", png_chunks(data))
-    return next((body for kind, body in head if kind == b"cICP"), b"")
-
-
-def _bmp_profile(data: bytes) -> bytes:
-    """The colour profile that a BMP of version 5 embeds, which Pillow passes over; empty if there is none."""
-    size, space = int.from_bytes(data[_BMP_HEAD_AT:][:4], "little"), data[_BMP_SPACE_AT:][:4]
-    if size < _BMP_V5_BYTES or space != _BMP_EMBEDDED:
-        return b""
-    at, length = struct.unpack_from("<II", data, _BMP_PROFILE_AT)
-    return data[_BMP_HEAD_AT + at :][:length]
 
 
 def _refuse_hdr(code: bytes) -> None:
@@ -144,19 +116,26 @@ def _refuse_hdr(code: bytes) -> None:
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG in colours other than 8-bit RGB's (cICP {list(code)})")
 
 
-def _refuse_strange(stored: Sequence[float]) -> None:
+def _refuse_strange(stored: Sequence[float], *, is_gamma_strange: bool) -> None:
+    """Refuse primaries that make another picture, and those without a meaning beside a gamma that some then ignore."""
     # Pillow reads them unsigned; of imaginary primaries, such as ACES', some are below zero
     chromaticities = [value - _UNSIGNED_TURN if value >= _UNSIGNED_TURN / 2 else value for value in stored]
-    if max(map(abs, chromaticities)) > _LARGEST_CHROMATICITY:  # libpng ignores those
-        return
+    strange = ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG in strange colours (cHRM {list(chromaticities)})")
     try:
-        matrix = np.linalg.solve(_cones(_SRGB_CHROMATICITIES), _cones(chromaticities))
-    except (ArithmeticError, np.linalg.LinAlgError):  # of no colours: browsers ignore it
+        meant = any(stored) and min(chromaticities) >= 0 and max(chromaticities) <= _LARGEST_CHROMATICITY
+        matrix = np.linalg.solve(_cones(_SRGB_CHROMATICITIES), _cones(chromaticities)) if meant else None
+    except np.linalg.LinAlgError:  # of no colours
+        matrix = None
+    except ArithmeticError as error:
+        raise strange from error
+    if matrix is None:
+        if is_gamma_strange:
+            raise strange
         return
     ramps = _LATTICE[0] / 255
     shown = np.clip(ramps**DISPLAY_GAMMA @ matrix.T, 0, 1) ** (1 / DISPLAY_GAMMA)
     if 255 * np.abs(shown - ramps).mean() > ORDINARY_MEAN_LEVELS:
-        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG in strange colours (cHRM {list(chromaticities)})")
+        raise strange
 
 
 def _cones(chromaticities: Sequence[float]) -> NDArray[np.float64]:
@@ -207,9 +186,10 @@ def _study(profile: bytes, mode: str) -> _Profile | None:
     """
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(_as_browsers_read(profile)))
-        space = next(
-            (m for m, (name, modes) in _SPACES.items() if name == source.profile.xcolor_space and mode in modes), None
-        )
+        named = source.profile.xcolor_space
+        if all(named != name for name, _ in _SPACES.values()):  # some browsers obey it
+            raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"colour profile of another space ({named.strip()})")
+        space = next((m for m, (name, modes) in _SPACES.items() if name == named and mode in modes), None)
         if space is None:
             return None
         transform = ImageCms.buildTransform(

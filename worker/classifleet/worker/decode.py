@@ -28,13 +28,13 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.config.record import ImageInfo
 from classifleet.worker.color import Correction, correction
-from classifleet.worker.colorkey import load_keyed, refuse_missing_bmp_colors, refuse_short_png
-from classifleet.worker.headers import DecodeLimits, exif_orientation, open_image, quiet_pillow, sniff
+from classifleet.worker.colorkey import load_keyed
+from classifleet.worker.formats import as_browsers_read, bmp, exif, jpeg, png, sniff, webp
+from classifleet.worker.headers import DecodeLimits, open_image, quiet_pillow
 from classifleet.worker.models.description import Color, Preprocess
-from classifleet.worker.parts import as_browsers_read, jpeg_exif
 from classifleet.worker.pixel_room import PixelRoom, Take
 from classifleet.worker.preprocess import SIDEWAYS, Picture, averages, preprocess, scaled_size
-from classifleet.worker.turbo import is_lossless, turbo_pixels
+from classifleet.worker.turbo import refuse_damaged, turbo_pixels
 
 __all__ = ["DecodeLimits", "Decoded", "decode", "prepare", "wait_at_most"]
 DRAFT_MARGIN: Final = 3.5
@@ -51,6 +51,7 @@ PROGRESSIVE_SHARE: Final = 4
 WHITE: Final[Color] = (255, 255, 255)
 _DEFAULT_LIMITS: Final = DecodeLimits()
 _room: Final = PixelRoom()
+_REFUSE_MISSING_COLORS: Final = {"BMP": bmp.refuse_missing_colors, "PNG": png.refuse_missing_colors}
 _SIXTEEN_TO_EIGHT: Final = ((np.arange(65_536) * 255 + 32_767) // 65_535).astype(np.uint8)
 
 
@@ -130,8 +131,10 @@ def _decode(
 ) -> Decoded:
     file = as_browsers_read(data, kind)
     image = open_image(file, kind, limits, take)
-    if kind == "JPEG" and is_lossless(file):  # shown by no browser, and not to be scaled; see `turbo`
+    if kind == "JPEG" and jpeg.is_lossless(file):  # shown by no browser, and not to be scaled; see `turbo`
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, "lossless JPEG")
+    if kind == "WEBP" and file is not data:
+        webp.refuse_hidden_alpha(file, image)
     try:
         pictures = _pictures(image, file, targets, limits, take)
         truncated = False
@@ -139,7 +142,7 @@ def _decode(
         if kind != "JPEG" or limits.truncated == "strict":
             raise
         image = open_image(file + END_MARKER, kind, limits, take)
-        pictures = _pictures(image, file, targets, limits, take)
+        pictures = _pictures(image, file, targets, limits, take, damaged=True)
         truncated = True
     width, height = pictures.size
     digest = sha256 or hashlib.sha256(data).hexdigest()
@@ -156,7 +159,13 @@ class _Pictures:
 
 
 def _pictures(
-    image: ImageFile.ImageFile, data: bytes, targets: Sequence[Preprocess], limits: DecodeLimits, take: Take
+    image: ImageFile.ImageFile,
+    data: bytes,
+    targets: Sequence[Preprocess],
+    limits: DecodeLimits,
+    take: Take,
+    *,
+    damaged: bool = False,
 ) -> _Pictures:
     size, orientation = image.size, _orientation(image, data)
     shown = correction(image, data)
@@ -167,6 +176,8 @@ def _pictures(
     take(max(progressive, math.prod(image.size)))
     backgrounds = {target.background for target in targets} or {WHITE}
     ordinary = turbo_pixels(data, image) if scalable and not shown else None
+    if ordinary is None and image.format in ("JPEG", "MPO") and not damaged and jpeg.in_several_scans(data):
+        refuse_damaged(data)
     flat = dict.fromkeys(backgrounds, ordinary) if ordinary is not None else _loaded(image, data, shown, backgrounds)
     by_background = {background: Picture(rgb, (0, 0, *drafted), orientation) for background, rgb in flat.items()}
     return _Pictures(size[::-1] if sideways else size, by_background)
@@ -178,9 +189,9 @@ def _loaded(
     painted = image.tile[0].extents if image.tile else None
     keyed = load_keyed(image, data)
     if image.format == "PNG" and not image.tell() and not _last_row(keyed).any():
-        refuse_short_png(data, image.size)
-    if image.format == "BMP" and image.mode == "P":
-        refuse_missing_bmp_colors(data, image.getextrema())
+        png.refuse_short(data, image.size)
+    if image.mode == "P" and image.format in _REFUSE_MISSING_COLORS:
+        _REFUSE_MISSING_COLORS[image.format](data, image.getextrema())
     return _flattened(_colors(keyed, image.format, shown, painted), backgrounds)
 
 
@@ -211,9 +222,9 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     twins the last.
     """
     if image.format in ("JPEG", "MPO"):
-        return exif_orientation(jpeg_exif(data))
+        return exif.orientation(jpeg.exif(data))
     if image.format == "PNG":
-        return exif_orientation(image.info.get("exif", b"").removeprefix(PILLOWS_EXIF_PREFIX))
+        return exif.orientation(image.info.get("exif", b"").removeprefix(PILLOWS_EXIF_PREFIX))
     return 1
 
 

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.config.record import ImageInfo
-from classifleet.worker.headers import FORMATS, DecodeLimits
+from classifleet.worker.formats import FORMATS
+from classifleet.worker.headers import DecodeLimits
 from classifleet.worker.models.description import Preprocess
 from classifleet.worker.sandbox_child import FRAME, READY, Prepared, SandboxLimits
 

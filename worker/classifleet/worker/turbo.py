@@ -16,20 +16,10 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import ImageFile
 
-from classifleet.worker.parts import jpeg_markers
+from classifleet.worker.formats import jpeg
 
 _COLORS: Final = {"RGB": ("YCbCr", "RGB"), "L": ("Gray",)}
-_LOSSLESS: Final = 0xC3
-_HEADS_END: Final = frozenset({*range(0xC0, 0xD0), 0xD9, 0xDA}) - {0xC4, 0xC8, 0xCC}  # frames, EOI, SOS
-
-
-def is_lossless(data: bytes) -> bool:
-    """Whether libjpeg will take a JPEG for a lossless one: its first frame says so.
-
-    Raises:
-        ImageError: `undecodable`: too many markers stand before it.
-    """
-    return next((code for code in jpeg_markers(data) if code in _HEADS_END), None) == _LOSSLESS
+_INKS: Final = ("CMYK", "YCCK")
 
 
 def turbo_pixels(data: bytes, image: ImageFile.ImageFile) -> NDArray[np.uint8] | None:
@@ -54,3 +44,22 @@ def turbo_pixels(data: bytes, image: ImageFile.ImageFile) -> NDArray[np.uint8] |
     except ValueError:
         return None
     return found
+
+
+def refuse_damaged(data: bytes) -> None:
+    """Refuse what libjpeg only warns of: of a JPEG in several scans, browsers show nothing behind it.
+
+    Args:
+        data: The file, not lossless.
+
+    Raises:
+        OSError: It is damaged, or sampled in a way that cannot be checked.
+    """
+    bare = jpeg.without_notes(data)
+    try:
+        *_, colors, _ = simplejpeg.decode_jpeg_header(bare)
+        simplejpeg.decode_jpeg(
+            bare, "CMYK" if colors in _INKS else "RGB", min_height=1, min_width=1, min_factor=1, strict=True
+        )
+    except ValueError as error:
+        raise OSError(str(error)) from error

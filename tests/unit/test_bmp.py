@@ -1,0 +1,76 @@
+"""BMPs that Pillow reads in another way than browsers do."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from classifleet.config import ErrorCode
+from tests.decode_support import pixels, refusal
+
+BLACK_AND_WHITE = (0, 255)
+
+
+def bmp(
+    rows: list[bytes], bits: int, width: int, *, greys=(), colors: int | None = None, size: int = 40, coding: int = 0
+):
+    """One from its rows, the last first, and a palette of greys."""
+    palette = b"".join(bytes((grey,) * 3 + (0,) * (size > 12)) for grey in greys)
+    begin, body = 14 + size + len(palette), b"".join(row.ljust(-(-len(row) // 4) * 4, b"\0") for row in rows)
+    if size == 12:
+        head = struct.pack("<I4H", 12, width, len(rows), 1, bits)
+    else:
+        used = len(greys) if colors is None else colors
+        head = struct.pack("<IiiHHI4xii2I", size, width, len(rows), 1, bits, coding, 0, 0, used, 0).ljust(size, b"\0")
+    return struct.pack("<2sIII", b"BM", begin + len(body), 0, begin) + head + palette + body
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "greys", "seen"),
+    [
+        (8, b"\0\1\1\0\1", BLACK_AND_WHITE, [0, 255, 255, 0, 255]),
+        (4, b"\x01\x10\x10", BLACK_AND_WHITE, [0, 255, 255, 0, 255]),
+        (4, b"\x01\x23\x40", range(5), [0, 1, 2, 3, 4]),
+        (8, b"\0\1\2\3\4", range(5), [0, 1, 2, 3, 4]),
+        (8, b"\0\1\x80\xfe\xff", range(256), [0, 1, 128, 254, 255]),
+        (1, b"\x68", BLACK_AND_WHITE, [0, 255, 255, 0, 255]),
+        (1, b"\0", [0], [0] * 5),
+    ],
+)
+def test_a_palette_of_greys_is_a_palette(bits, row, greys, seen):
+    """Pillow leaves it out, and reads pixels of 4 bits, or of 8, as of 1 or 8."""
+    data = bmp([row] * 4, bits, 5, greys=greys)
+    assert pixels(data).tolist() == [[[grey] * 3 for grey in seen]] * 4
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "greys"), [(8, b"\0\1\3\0\1", BLACK_AND_WHITE), (4, b"\x01\x23\x90", range(5))]
+)
+def test_greys_that_a_palette_lacks_are_refused(bits, row, greys):
+    error = refusal(bmp([row] * 4, bits, 5, greys=greys))
+    assert (error.code, "palette lacks" in str(error)) == (ErrorCode.UNDECODABLE, True)
+
+
+def test_the_first_grey_that_a_palette_lacks_is_black():
+    """As in Chromium: a colour was added to keep Pillow from the palette."""
+    assert pixels(bmp([b"\x68"] * 4, 1, 5, greys=[0])).max() <= 1
+
+
+def test_an_old_version_in_almost_black_greys_is_refused():
+    assert refusal(bmp([b"\x01\x23\x40"] * 6, 4, 5, greys=range(16), size=12)).code is ErrorCode.UNSUPPORTED_FORMAT
+    colors = bmp([b"\x01\x23\x40"] * 6, 4, 5, greys=range(0, 160, 10), size=12)
+    assert pixels(colors)[0].tolist() == [[level] * 3 for level in (0, 10, 20, 30, 40)]
+
+
+def test_a_row_that_is_not_whole_is_refused():
+    """Browsers leave it out for want of its padding alone."""
+    whole = bmp([b"\0\1\1\0\1"] * 4, 8, 5, greys=(10, 200))
+    assert pixels(whole).shape == (4, 5, 3)
+    assert refusal(whole[:-1]).code is ErrorCode.UNDECODABLE
+
+
+def test_a_compressed_one_of_os2_is_refused():
+    """Its code for one compression is that of masks elsewhere."""
+    data = bmp([bytes(20)] * 4, 32, 5, size=64, coding=3)
+    assert refusal(data).code is ErrorCode.UNSUPPORTED_FORMAT
