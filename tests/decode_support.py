@@ -37,14 +37,14 @@ def refusal(data: bytes, **options) -> ImageError:
 
 
 def gif(canvas: tuple[int, int], frame: tuple[int, int, int, int], **options) -> bytes:
-    """A green frame (left, top, width, height) on a canvas whose first colour is red."""
+    """A green frame (left, top, width, height) on a canvas whose first colour is red; of the second version."""
     image = Image.new("P", frame[2:], 1)
     image.putpalette([255, 0, 0, 0, 255, 0])
     data = bytearray(encode(image, "GIF", **options))
     data[6:10] = struct.pack("<HH", *canvas)
     at = data.index(b",", 13 + 6)
     data[at + 1 : at + 9] = struct.pack("<HHHH", *frame)
-    return bytes(data)
+    return b"GIF89a" + bytes(data[6:])
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

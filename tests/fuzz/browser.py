@@ -1,17 +1,19 @@
-"""A real Chromium that says what a person sees of a picture."""
+"""A real browser that says what a person sees of a picture."""
 
 from __future__ import annotations
 
 import http.server
 import itertools
+import os
 import queue
 import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,10 @@ async function show(name) {
   const there = new Promise(done => { image.onload = () => done(true); image.onerror = () => done(false); });
   image.src = "/file/" + name;
   let body = null, size = "0 0";
-  if (await there && image.naturalWidth * image.naturalHeight <= 4e6) {
+  const late = new Promise(done => setTimeout(() => done(false), 3000));
+  const whole = await Promise.race([image.decode().then(() => true, () => false), late]);
+  const seen = await there && (whole || !/Firefox/.test(navigator.userAgent)); // where it is otherwise blank
+  if (seen && image.naturalWidth * image.naturalHeight <= 4e6) {
     [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
     pen.fillStyle = "white";
     pen.fillRect(0, 0, canvas.width, canvas.height);
@@ -41,7 +46,6 @@ async function show(name) {
   }
 })();
 </script>"""
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE_SECONDS = 60
 
 
@@ -103,17 +107,38 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def installed() -> str | None:
+def _chromium(program: str, home: Path, address: str) -> list[str]:
+    return [
+        program, "--headless=new", "--no-sandbox", "--disable-gpu", "--force-color-profile=srgb",
+        "--disable-background-networking", "--no-first-run", f"--user-data-dir={home}", address,
+    ]  # fmt: skip
+
+
+def _firefox(program: str, home: Path, address: str) -> list[str]:
+    (home / "user.js").write_text(
+        'user_pref("gfx.color_management.force_srgb", true);\nuser_pref("network.dns.disabled", true);\n'
+    )
+    return [program, "--headless", "--no-remote", "--profile", str(home), address]
+
+
+BROWSERS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Path, str], list[str]]]] = {
+    "chromium": (("chromium", "chromium-browser", "google-chrome"), _chromium),
+    "firefox": (("firefox-esr", "firefox"), _firefox),
+}
+"""Names of the program, and how it is started."""
+
+
+def installed(name: str) -> str | None:
     """The program, if there is one."""
-    return next(filter(None, map(shutil.which, CHROMIUM)), None)
+    return next(filter(None, map(shutil.which, BROWSERS[name][0])), None)
 
 
 @contextmanager
-def browser() -> Iterator[Browser]:
+def browser(name: str = "chromium") -> Iterator[Browser]:
     """One that runs, without a window, and sees nothing but a port of its own on loopback."""
-    program = installed()
+    program = installed(name)
     if program is None:
-        raise SystemExit("no Chromium on PATH: apt-get install chromium")
+        raise SystemExit(f"no {name} on PATH: apt-get install {BROWSERS[name][0][0]}")
     served = Browser()
     handler = type("Handler", (_Handler,), {"browser": served})
     with (
@@ -122,12 +147,10 @@ def browser() -> Iterator[Browser]:
     ):
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = BROWSERS[name][1](program, Path(home), f"http://127.0.0.1:{server.server_address[1]}/")
         process = subprocess.Popen(
-            [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--force-color-profile=srgb",
-             "--disable-background-networking", "--no-first-run", f"--user-data-dir={home}",
-             f"http://127.0.0.1:{server.server_address[1]}/"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            command, env=os.environ | {"HOME": home}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             yield served
         finally:

@@ -1,6 +1,7 @@
-"""Do we classify the picture that a person sees? Broken files, to the decoder and to a real Chromium.
+"""Do we classify the picture that a person sees? Broken files, to the decoder and to a real browser.
 
-    .venv/bin/python -m tests.fuzz.seen --first 0 --count 20000     (100 files a second; apt-get install chromium)
+    .venv/bin/python -m tests.fuzz.seen --first 0 --count 20000         (100 files a second; apt-get install chromium)
+    .venv/bin/python -m tests.fuzz.seen --browser firefox --count 20000      (90 a second; apt-get install firefox-esr)
 
 A file that one of the two refuses is passed over: nobody sees it, or nobody classifies it.
 """
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from classifleet.config.errors import ImageError
 from classifleet.worker.decode import decode
-from tests.fuzz.browser import Browser, browser
+from tests.fuzz.browser import BROWSERS, Browser, browser
 from tests.fuzz.shapes import mutant
 
 AT_A_TIME = 100
@@ -51,16 +52,16 @@ def _cells(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     return means
 
 
-def differing(chromium: Browser, files: list[bytes]) -> list[str | None]:
-    """How each picture differs; None where one of us does not take it."""
-    ours = list(map(seen_by_us, files))
-    found = []
-    for data, here, there in zip(files, ours, chromium.show(files), strict=True):
-        if here is None or there is None:
+def differing(shower: Browser, files: list[bytes]) -> list[str | None]:
+    """How each picture differs from the browser's; None where one of us does not take it."""
+    found: list[str | None] = []
+    for data, theirs in zip(files, shower.show(files), strict=True):
+        ours = seen_by_us(data) if theirs is not None else None
+        if ours is None or theirs is None:
             found.append(None)
-        elif difference(here, there):  # alone, and once more: it is busy with a hundred
-            (again,) = chromium.show([data])
-            found.append("not shown again" if again is None else difference(here, again))
+        elif difference(ours, theirs):  # alone, and once more: it is busy with a hundred
+            (again,) = shower.show([data])
+            found.append("not shown again" if again is None else difference(ours, again))
         else:
             found.append("")
     return found
@@ -69,23 +70,24 @@ def differing(chromium: Browser, files: list[bytes]) -> list[str | None]:
 def main() -> None:
     """Print the seeds of those that differ, and how many there were."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--browser", choices=BROWSERS, default="chromium")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=2000)
     options = parser.parse_args()
-    tried, compared, differ = Counter[str](), Counter[str](), 0
+    tried, compared, differ = 0, Counter[str](), 0
     began = time.monotonic()
-    with browser() as chromium:
+    with browser(options.browser) as shower:
         for begin in range(options.first, options.first + options.count, AT_A_TIME):
             seeds = range(begin, min(begin + AT_A_TIME, options.first + options.count))
             kinds, files = zip(*map(mutant, seeds), strict=True)
-            for seed, kind, words in zip(seeds, kinds, differing(chromium, list(files)), strict=True):
-                tried[kind] += 1
+            for seed, kind, words in zip(seeds, kinds, differing(shower, list(files)), strict=True):
+                tried += 1
                 compared[kind] += words is not None
                 if words:
                     differ += 1
                     print(f"{seed} {kind} {words}", flush=True)
     seconds = time.monotonic() - began
-    print(f"{tried.total():,} files in {seconds:.0f} s; {differ} of {compared.total():,} that both show differ")
+    print(f"{tried:,} files in {seconds:.0f} s; {differ} of {compared.total():,} that both show differ")
     print(f"shown by both: {dict(compared)}")
 
 

@@ -111,9 +111,10 @@ def _moved(gif: bytes, randomness: random.Random) -> bytes:
     at = gif.find(b",", 13 + (3 << (gif[10] & 7) + 1 if gif[10] & 0x80 else 0))
     if randomness.random() < 0.5 or at < 0:
         return gif
-    canvas = struct.pack("<HH", *(randomness.choice((1, 30, 64, 100)) for _ in range(2)))
-    place = struct.pack("<HH", *(randomness.choice((0, 5, 40)) for _ in range(2)))
-    return gif[:6] + canvas + gif[10 : at + 1] + place + gif[at + 5 :]
+    canvas = struct.pack("<HH", *(randomness.choice((1, 30, 130, 160)) for _ in range(2)))
+    place = struct.pack("<HH", *(randomness.choice((0, 0, 5, 10)) for _ in range(2)))
+    version = randomness.choice((b"GIF87a", b"GIF89a", b"GIF89a"))
+    return version + canvas + gif[10 : at + 1] + place + gif[at + 5 :]
 
 
 _PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))

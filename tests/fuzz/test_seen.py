@@ -1,4 +1,4 @@
-"""The picture that a person sees is the one that is classified: broken files, in a real Chromium and here."""
+"""The picture that a person sees is the one that is classified: broken files, in real browsers and here."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import random
 import numpy as np
 import pytest
 
-from tests.fuzz.browser import browser, installed
-from tests.fuzz.seen import difference, differing
+from tests.fuzz.browser import BROWSERS, browser, installed
+from tests.fuzz.seen import AT_A_TIME, difference, differing
 from tests.fuzz.shapes import mutant, picture
 
 FILES = 1000
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(installed() is None, reason="needs Chromium: apt-get install chromium")
-def test_what_both_take_looks_the_same():
+@pytest.mark.parametrize("name", BROWSERS)
+def test_what_both_take_looks_the_same(name):
+    if installed(name) is None:
+        pytest.skip(f"needs {name}")
     files = [mutant(seed)[1] for seed in range(FILES)]
-    with browser() as chromium:
-        found = differing(chromium, files)
+    with browser(name) as shower:
+        found = [words for at in range(0, FILES, AT_A_TIME) for words in differing(shower, files[at : at + AT_A_TIME])]
     assert sum(words is not None for words in found) > FILES / 4
     assert {seed: words for seed, words in enumerate(found) if words} == {}
 

@@ -74,3 +74,30 @@ def test_a_compressed_one_of_os2_is_refused():
     """Its code for one compression is that of masks elsewhere."""
     data = bmp([bytes(20)] * 4, 32, 5, size=64, coding=3)
     assert refusal(data).code is ErrorCode.UNSUPPORTED_FORMAT
+
+
+def calibrated(gamma: float, *points: tuple[float, float]) -> bytes:
+    """A white one of version 4, in colours of its own: x and y of red, green and blue."""
+    data = bytearray(bmp([bytes((200,) * 3 + (255,)) * 4] * 4, 32, 4, size=108))
+    for number, (x, y) in enumerate(points):
+        struct.pack_into("<3i", data, 74 + 12 * number, *(round(value * 2**30) for value in (x, y, 1 - x - y)))
+    struct.pack_into("<3I", data, 110, *[round(gamma * 65_536)] * 3)
+    return bytes(data)
+
+
+POINTS = ((0.64, 0.33), (0.3, 0.6), (0.15, 0.06))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.8, 2.2])
+def test_ordinary_colours_of_its_own_are_not_applied(gamma):
+    assert (pixels(calibrated(gamma, *POINTS)) == 200).all()
+    assert (pixels(calibrated(gamma)) == 200).all()
+
+
+@pytest.mark.parametrize(
+    ("gamma", "points"), [(0.45, POINTS), (20.0, POINTS), (2.2, POINTS[::-1]), (2.2, ((0.3, 0.0),) * 3)]
+)
+def test_strange_colours_of_its_own_are_refused(gamma, points):
+    """Firefox obeys them."""
+    error = refusal(calibrated(gamma, *points))
+    assert (error.code, "strange colours" in str(error)) == (ErrorCode.UNSUPPORTED_FORMAT, True)

@@ -267,6 +267,13 @@ def test_a_gamma_that_makes_another_picture_is_obeyed(exponent, level, seen, mod
     assert np.abs(found - seen).max() <= 1
 
 
+@pytest.mark.parametrize("exponent", [0.00001, 7000.0])
+def test_a_gamma_out_of_range_is_refused(exponent):
+    """Chromium obeys it, libpng does not."""
+    with pytest.raises(ImageError, match="strange gamma"):
+        decode(gamma(exponent, noise(60, 40)))
+
+
 def test_srgb_and_a_profile_come_before_gamma():
     image = noise(60, 40)
     assert np.array_equal(pixels(with_chunk(gamma(1.0, image), b"sRGB", b"\0")), np.asarray(image))

@@ -29,6 +29,7 @@ from classifleet.worker.formats import bmp, jpeg, png, webp
 Correction = Callable[[Image.Image], Image.Image]
 """8-bit picture in the file's colours to RGB, or RGBA where it is transparent, in sRGB."""
 
+_LEAST_GAMMA, _LARGEST_GAMMA = 0.00016, 6250
 DISPLAY_GAMMA: Final = 2.2
 ORDINARY_SHIFT_LEVELS: Final = 48
 """What an ordinary profile moves a grey by, at most: Apple's old gamma of 1.8 moves by 19, linear light by 81."""
@@ -85,6 +86,8 @@ def correction(image: Image.Image, data: bytes) -> Correction | None:
     if image.format == "PNG" and (code := png.code_points(data)):
         _refuse_hdr(code)
         return None
+    if image.format == "BMP" and (calibration := bmp.calibration(data)):
+        _refuse_calibrated(*calibration)
     if profile := _profile(image, data):
         study = _study if len(profile) <= CACHED_PROFILE_BYTES else _study.__wrapped__
         if found := study(profile, image.mode):
@@ -93,6 +96,8 @@ def correction(image: Image.Image, data: bytes) -> Correction | None:
     if image.format != "PNG" or "srgb" in image.info or gamma <= 0:
         return None
     primaries = image.info.get("chromaticity")  # browsers obey them beside a gamma alone; greys have none
+    if not _LEAST_GAMMA <= gamma <= _LARGEST_GAMMA:  # libpng ignores it, others do not
+        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG with a strange gamma (gAMA {gamma})")
     change = _gamma(gamma)
     if primaries and image.mode not in _GREYS:
         _refuse_strange(primaries, is_gamma_strange=change is not None)
@@ -114,6 +119,17 @@ def _refuse_hdr(code: bytes) -> None:
     primaries, transfer, matrix, full_range = code
     if primaries not in _SDR_PRIMARIES or transfer not in _SDR_TRANSFERS or matrix or full_range != 1:
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG in colours other than 8-bit RGB's (cICP {list(code)})")
+
+
+def _refuse_calibrated(gamma: float, chromaticities: list[float]) -> None:
+    """Refuse a BMP in colours of its own that make another picture: Firefox obeys them, others do not."""
+    try:
+        is_gamma_strange = _gamma(1 / gamma) is not None
+        _refuse_strange(chromaticities, is_gamma_strange=is_gamma_strange)
+    except (ArithmeticError, ImageError):
+        is_gamma_strange = True
+    if is_gamma_strange:
+        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, "BMP in strange colours of its own")
 
 
 def _refuse_strange(stored: Sequence[float], *, is_gamma_strange: bool) -> None:

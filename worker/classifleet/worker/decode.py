@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,7 +29,7 @@ from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.config.record import ImageInfo
 from classifleet.worker.color import Correction, correction
 from classifleet.worker.colorkey import load_keyed
-from classifleet.worker.formats import as_browsers_read, bmp, exif, jpeg, png, sniff, webp
+from classifleet.worker.formats import as_browsers_read, bmp, exif, gif, jpeg, png, sniff, webp
 from classifleet.worker.headers import DecodeLimits, open_image, quiet_pillow
 from classifleet.worker.models.description import Color, Preprocess
 from classifleet.worker.pixel_room import PixelRoom, Take
@@ -51,7 +51,12 @@ PROGRESSIVE_SHARE: Final = 4
 WHITE: Final[Color] = (255, 255, 255)
 _DEFAULT_LIMITS: Final = DecodeLimits()
 _room: Final = PixelRoom()
-_REFUSE_MISSING_COLORS: Final = {"BMP": bmp.refuse_missing_colors, "PNG": png.refuse_missing_colors}
+_REFUSE_MISSING_COLORS: Final[Mapping[tuple[str | None, str], Callable[[bytes, Image.Image], None]]] = {
+    ("BMP", "P"): bmp.refuse_missing_colors,
+    ("PNG", "P"): png.refuse_missing_colors,
+    ("GIF", "P"): gif.refuse_missing_colors,
+    ("GIF", "L"): gif.refuse_missing_colors,
+}
 _SIXTEEN_TO_EIGHT: Final = ((np.arange(65_536) * 255 + 32_767) // 65_535).astype(np.uint8)
 
 
@@ -188,10 +193,11 @@ def _loaded(
 ) -> dict[Color, Image.Image]:
     painted = image.tile[0].extents if image.tile else None
     keyed = load_keyed(image, data)
-    if image.format == "PNG" and not image.tell() and not _last_row(keyed).any():
+    if image.format == "PNG" and not image.tell() and (png.is_interlaced(data) or not _last_row(keyed).any()):
         png.refuse_short(data, image.size)
-    if image.mode == "P" and image.format in _REFUSE_MISSING_COLORS:
-        _REFUSE_MISSING_COLORS[image.format](data, image.getextrema())
+    refuse = _REFUSE_MISSING_COLORS.get((image.format, image.mode))
+    if refuse is not None:
+        refuse(data, image)
     return _flattened(_colors(keyed, image.format, shown, painted), backgrounds)
 
 
@@ -224,7 +230,10 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     if image.format in ("JPEG", "MPO"):
         return exif.orientation(jpeg.exif(data))
     if image.format == "PNG":
-        return exif.orientation(image.info.get("exif", b"").removeprefix(PILLOWS_EXIF_PREFIX))
+        orientation = exif.orientation(image.info.get("exif", b"").removeprefix(PILLOWS_EXIF_PREFIX))
+        if orientation != 1 and (png.is_animated(data) or png.is_interlaced(data)):  # which Firefox does not turn
+            raise ImageError(ErrorCode.UNDECODABLE, "animated or interlaced PNG that Exif turns")
+        return orientation
     return 1
 
 

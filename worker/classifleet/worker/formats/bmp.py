@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import struct
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
+
+import numpy as np
+from PIL import Image
 
 from classifleet.config.errors import ErrorCode, ImageError
 
 _BEGIN_AT: Final = 10
 _HEADER_AT: Final = 14
 _SIZE_AT: Final = 18
-_CODING_AT: Final = 30
 _COLORS_AT: Final = 46
 _MASKS_AT: Final = 54
-_SPACE_AT, _PROFILE_AT = 70, 126
+_SPACE_AT, _GAMMA_AT, _PROFILE_AT = 70, 110, 126
 _OLDEST_BYTES, _INFO_BYTES, _ALPHA_BYTES, _OS2_BYTES, _V4_BYTES, _V5_BYTES = 12, 40, 56, 64, 108, 124
 _BY_MASKS: Final = 3
 _PLAIN: Final = (0, _BY_MASKS)
 _PALETTE_BITS: Final = 8
+_CALIBRATED: Final = bytes(4)
+_D65: Final = (0.3127, 0.329)
 _EMBEDDED: Final = b"DEBM"
 _PLAIN_GREYS: Final = {1: 2, 8: 256}
 """Bits a pixel, and colours, of palettes of greys that Pillow may leave out."""
@@ -35,11 +39,12 @@ class _Header(NamedTuple):
 
 
 def as_browsers_read(data: bytes) -> bytes:
-    """The file with what Pillow would overlook put where it looks: a mask for alpha, the depth of a grey palette.
+    """The file with a palette that Pillow does not take for one of greys.
 
     Raises:
-        ImageError: `unsupported_format`: of 16 bits, Pillow knows no alpha; of OS/2, no compression. `undecodable`:
-            colours or pixels would be read from elsewhere than in browsers, or end early.
+        ImageError: `unsupported_format`: of 16 bits, Pillow knows no alpha; of OS/2, no compression; alpha that is not
+            declared in full some browsers obey. `undecodable`: colours or pixels would be read from elsewhere than in
+            browsers, or end early.
     """
     if len(data) < _MASKS_AT + 16:
         return data
@@ -58,10 +63,9 @@ def as_browsers_read(data: bytes) -> bytes:
         return data
     if header.bits == 16:
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, "BMP of 16 bits a pixel with transparency")
-    if header.size < _V4_BYTES or header.bits != 32 or header.coding:
-        return data
-    masks = struct.pack("<I", _BY_MASKS) + data[34:_MASKS_AT] + struct.pack("<3I", 0xFF0000, 0xFF00, 0xFF)
-    return data[:_CODING_AT] + masks + data[_MASKS_AT + 12 :]
+    if header.bits == 32 and not header.coding and data[header.begin + 3 :: 4].strip(b"\xff"):
+        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, "BMP with transparency, but without masks")
+    return data
 
 
 def _header(data: bytes) -> _Header:
@@ -82,12 +86,30 @@ def profile(data: bytes) -> bytes:
     return data[_HEADER_AT + at :][:length]
 
 
-def refuse_missing_colors(data: bytes, indices: tuple[Any, ...]) -> None:
+def calibration(data: bytes) -> tuple[float, list[float]] | None:
+    """The gamma of one in calibrated colours, and x and y of its white, red, green and blue; None if it has none.
+
+    Firefox obeys it, and takes the mean of the three gammas.
+    """
+    if len(data) < _GAMMA_AT + 12 or int.from_bytes(data[_HEADER_AT:][:4], "little") < _V4_BYTES:
+        return None
+    if data[_SPACE_AT:][:4] != _CALIBRATED:
+        return None
+    points = struct.unpack_from("<9i", data, _SPACE_AT + 4)
+    gamma = sum(struct.unpack_from("<3I", data, _GAMMA_AT)) / 3 / 65_536
+    sums = [sum(points[at : at + 3]) for at in (0, 3, 6)]
+    if not all(sums) or not gamma:
+        return None
+    xy = [points[at + axis] / total for at, total in zip((0, 3, 6), sums, strict=True) for axis in (0, 1)]
+    return gamma, [*_D65, *xy]
+
+
+def refuse_missing_colors(data: bytes, image: Image.Image) -> None:
     """Refuse one whose pixels name colours that its palette lacks: each program fills in its own.
 
     Args:
         data: The file.
-        indices: The least and the greatest of its pixels.
+        image: The same, loaded, of indices.
 
     Raises:
         ImageError: `undecodable`.
@@ -95,7 +117,7 @@ def refuse_missing_colors(data: bytes, indices: tuple[Any, ...]) -> None:
     if len(data) < _MASKS_AT:
         return
     size, colors = struct.unpack_from("<I28xI", data, _HEADER_AT)
-    if size >= _INFO_BYTES and 0 < colors <= indices[1]:
+    if size >= _INFO_BYTES and 0 < colors <= np.asarray(image).max():
         raise ImageError(ErrorCode.UNDECODABLE, "BMP with pixels that its palette lacks")
 
 

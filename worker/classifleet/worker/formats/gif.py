@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+import numpy as np
+from PIL import Image
+
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.worker.formats.parts import Span, counted, without
 
+_SECOND_VERSION: Final = b"GIF89a"
 _HEADER_BYTES: Final = 13
 _FRAME_BYTES: Final = 10
 _FLAGS_AT: Final = 10
@@ -28,7 +32,11 @@ def as_browsers_read(data: bytes) -> bytes:
     if any(end - start == 1 for start, end in parts):
         raise ImageError(ErrorCode.UNDECODABLE, "GIF with stray bytes between its blocks")
     frame_end = parts[-1][1]
-    flags = data[frame_end - 1] if frame_end <= len(data) else 0
+    if frame_end > len(data):
+        return data  # truncated: there is no frame
+    if not _is_in_place(data):
+        raise ImageError(ErrorCode.UNDECODABLE, "GIF whose first frame is not where its canvas is")
+    flags = data[frame_end - 1]
     if not (data[_FLAGS_AT] | flags) & _HAS_PALETTE:
         raise ImageError(ErrorCode.UNDECODABLE, "GIF without a palette")
     if data[frame_end + _palette_bytes(flags) :][:1] not in _CODE_BITS:
@@ -40,10 +48,47 @@ def as_browsers_read(data: bytes) -> bytes:
 
 def canvas_size(data: bytes) -> tuple[int, int]:
     """Width and height, enlarged by what a first frame needs; Pillow may fill as much while it opens the file."""
+    width, height, left, top, columns, rows = _places(data)
+    return max(width, left + columns, 1), max(height, top + rows, 1)
+
+
+def refuse_missing_colors(data: bytes, image: Image.Image) -> None:
+    """Refuse one whose pixels name colours that its palette lacks: each program fills in its own.
+
+    Args:
+        data: The file.
+        image: The same, loaded, of indices or of greys.
+
+    Raises:
+        ImageError: `undecodable`.
+    """
+    *_, (_, end) = _blocks(data)
+    flags = data[end - 1] if data[end - 1] & _HAS_PALETTE else data[_FLAGS_AT]
+    indices = np.asarray(image)
+    beyond = indices >= _palette_bytes(flags) // 3
+    if "transparency" in image.info:
+        beyond &= indices != image.info["transparency"]
+    if beyond.any():
+        raise ImageError(ErrorCode.UNDECODABLE, "GIF with pixels that its palette lacks")
+
+
+def _is_in_place(data: bytes) -> bool:
+    """Whether all programs see the same canvas.
+
+    Chromium enlarges one that a frame leaves, Firefox moves the frame to the corner or cuts it, and always takes the
+    frame's size in the first version.
+    """
+    width, height, left, top, columns, rows = _places(data)
+    if (left, top) == (0, 0) and columns >= width and rows >= height:
+        return True
+    return data.startswith(_SECOND_VERSION) and left + columns <= width and top + rows <= height
+
+
+def _places(data: bytes) -> list[int]:
+    """Width and height of the canvas; left, top, width and height of the first frame."""
     *_, (frame, _) = _blocks(data)
     at = (6, 8, frame + 1, frame + 3, frame + 5, frame + 7)
-    width, height, left, top, columns, rows = (int.from_bytes(data[n : n + 2], "little") for n in at)
-    return max(width, left + columns, 1), max(height, top + rows, 1)
+    return [int.from_bytes(data[n : n + 2], "little") for n in at]
 
 
 def _blocks(data: bytes) -> Iterator[Span]:

@@ -35,7 +35,8 @@ _NOTES: Final = frozenset({*range(0xE0, 0xF0), 0xFE})
 _APP1: Final = b"\xff\xe1"
 _APP2: Final = b"\xff\xe2"
 _EXIF_PREFIX: Final = b"Exif\0"
-_EXIF_PREFIX_BYTES: Final = 6  # the last has any value
+_EXIF_PREFIX_BYTES: Final = 6
+_EXIF_END_AT: Final = 9  # in a segment: of any value in Chromium, zero in Firefox
 _ICC_PREFIX: Final = b"ICC_PROFILE\0"
 _ICC_NUMBER_AT: Final = 16  # then how many there are
 _ICC_AT: Final = 18
@@ -54,6 +55,8 @@ def as_browsers_read(data: bytes) -> bytes:
     if frames and data[frames[0][0] + 1] in _PROGRESSIVE and not _all_colors_come(data, *frames[0]):
         raise ImageError(ErrorCode.UNDECODABLE, "progressive JPEG without a scan for each colour")
     exif = [(start, end) for start, end in parts if _is_exif(data, start, end)]
+    if exif and data[exif[0][0] + _EXIF_END_AT]:
+        raise ImageError(ErrorCode.UNDECODABLE, "JPEG whose Exif block begins in a way that not all programs read")
     short = [(start, end) for start, end in parts if _is_profile(data, start) and end - start < _ICC_AT]
     return without(data, sorted(exif[1:] + short))
 

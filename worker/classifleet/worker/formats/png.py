@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
-from PIL import PngImagePlugin
+import numpy as np
+from PIL import Image, PngImagePlugin
 
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.worker.formats.parts import Span, counted, without
@@ -24,6 +25,8 @@ _CHUNK_BYTES: Final = 12  # and checksum
 _SIZE_AT: Final = 16
 _DEPTH_AT: Final = 24
 _COLOR_TYPE_AT: Final = 25
+_CODINGS_AT, _INTERLACED_AT = 26, 28
+_CODINGS: Final = (bytes(3), b"\0\0\1")  # of pixels: compression, filter, interlacing
 _FRAME_AT: Final = 12  # in a fcTL: width, height, left, top
 _PALETTE: Final = 3
 _COLOR_BYTES: Final = 3
@@ -125,6 +128,8 @@ def _check_data(data: bytes, parts: Iterable[Span]) -> None:
             raise ImageError(ErrorCode.UNDECODABLE, "PNG with more than one header")
         if kind == b"IHDR" and end - start != _CHUNK_BYTES + _HEADER_BYTES:
             raise ImageError(ErrorCode.UNDECODABLE, "PNG whose header is longer or shorter than it must be")
+        if kind == b"IHDR" and end <= len(data) and data[_CODINGS_AT : _INTERLACED_AT + 1] not in _CODINGS:
+            raise ImageError(ErrorCode.UNDECODABLE, "PNG of an unknown compression, filter or order")
         if kind == b"IDAT" != previous and begun:
             raise ImageError(ErrorCode.UNDECODABLE, "PNG with something between its pixels (IDAT)")
         if kind in (b"IDAT", b"fcTL") and end <= len(data):
@@ -147,6 +152,8 @@ def _check_pixels(data: bytes, parts: Iterable[Span]) -> None:
             raise ImageError(ErrorCode.UNDECODABLE, "PNG with more than one header")
         if kind == b"IHDR" and end - start != _CHUNK_BYTES + _HEADER_BYTES:
             raise ImageError(ErrorCode.UNDECODABLE, "PNG whose header is longer or shorter than it must be")
+        if kind == b"IHDR" and end <= len(data) and data[_CODINGS_AT : _INTERLACED_AT + 1] not in _CODINGS:
+            raise ImageError(ErrorCode.UNDECODABLE, "PNG of an unknown compression, filter or order")
         if kind == b"IDAT" != previous and begun:
             raise ImageError(ErrorCode.UNDECODABLE, "PNG with something between its pixels (IDAT)")
         if kind in (b"IDAT", b"fcTL") and end <= len(data):
@@ -210,17 +217,28 @@ def code_points(data: bytes) -> bytes:
     return next((body for kind, body in head if kind == b"cICP"), b"")
 
 
-def refuse_missing_colors(data: bytes, indices: tuple[Any, ...]) -> None:
+def is_interlaced(data: bytes) -> bool:
+    """Whether its pixels come in passes."""
+    return bool(data[_INTERLACED_AT])
+
+
+def is_animated(data: bytes) -> bool:
+    """Whether browsers will animate it; of a file that `as_browsers_read` gave."""
+    return any(kind == b"acTL" for kind, _ in chunks(data))
+
+
+def refuse_missing_colors(data: bytes, image: Image.Image) -> None:
     """Refuse one whose pixels name colours that its palette lacks: each program fills in its own.
 
     Args:
         data: The file.
-        indices: The least and the greatest of its pixels.
+        image: The same, loaded, of indices.
 
     Raises:
         ImageError: `undecodable`.
     """
-    if any(kind == b"PLTE" and len(body) // _COLOR_BYTES <= indices[1] for kind, body in chunks(data)):
+    most = np.asarray(image).max()
+    if any(kind == b"PLTE" and len(body) // _COLOR_BYTES <= most for kind, body in chunks(data)):
         raise ImageError(ErrorCode.UNDECODABLE, "PNG with pixels that its palette lacks")
 
 
