@@ -70,6 +70,18 @@ def test_a_row_that_is_not_whole_is_refused():
     assert refusal(whole[:-1]).code is ErrorCode.UNDECODABLE
 
 
+@pytest.mark.parametrize("at", [54, 58, 62])
+def test_a_colour_without_a_mask_is_refused(at):
+    """Pillow takes no masks for the usual ones."""
+    data = bytearray(bmp([bytes((1, 2, 3, 0)) * 4] * 4, 32, 4, size=56, coding=3))
+    struct.pack_into("<4I", data, 54, 0xFF0000, 0xFF00, 0xFF, 0)
+    assert pixels(bytes(data))[0, 0].tolist() == [3, 2, 1]
+    data[at : at + 4] = bytes(4)
+    assert refusal(bytes(data)).code is ErrorCode.UNDECODABLE
+    data[54:66] = bytes(12)
+    assert "a mask for each colour" in str(refusal(bytes(data)))
+
+
 def test_a_compressed_one_of_os2_is_refused():
     """Its code for one compression is that of masks elsewhere."""
     data = bmp([bytes(20)] * 4, 32, 5, size=64, coding=3)

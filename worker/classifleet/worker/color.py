@@ -29,7 +29,7 @@ from classifleet.worker.formats import bmp, jpeg, png, webp
 Correction = Callable[[Image.Image], Image.Image]
 """8-bit picture in the file's colours to RGB, or RGBA where it is transparent, in sRGB."""
 
-_LEAST_GAMMA, _LARGEST_GAMMA = 0.00016, 6250
+_LEAST_GAMMA, _LARGEST_GAMMA = 0.01, 100  # those that Chromium and Firefox obey alike
 DISPLAY_GAMMA: Final = 2.2
 ORDINARY_SHIFT_LEVELS: Final = 48
 """What an ordinary profile moves a grey by, at most: Apple's old gamma of 1.8 moves by 19, linear light by 81."""
@@ -80,7 +80,7 @@ def correction(image: Image.Image, data: bytes) -> Correction | None:
 
     Raises:
         ImageError: `unsupported_format`: a PNG in HDR colours, which have no one look on an ordinary display, or with
-            primaries that make another picture of it.
+            primaries that make another picture of it; what browsers show in different ways.
     """
     # the order of PNG's third edition: cICP, iCCP, sRGB, gAMA and cHRM
     if image.format == "PNG" and (code := png.code_points(data)):
@@ -92,13 +92,21 @@ def correction(image: Image.Image, data: bytes) -> Correction | None:
         study = _study if len(profile) <= CACHED_PROFILE_BYTES else _study.__wrapped__
         if found := study(profile, image.mode):
             return found.change
-    gamma = image.info.get("gamma", 0.0)
-    if image.format != "PNG" or "srgb" in image.info or gamma <= 0:
+    return _png_gamma(image) if image.format == "PNG" else None
+
+
+def _png_gamma(image: Image.Image) -> Correction | None:
+    """What the gamma of a PNG without a profile does; its primaries count beside it alone, and greys have none."""
+    gamma, primaries = image.info.get("gamma", 0.0), image.info.get("chromaticity")
+    if gamma <= 0:
         return None
-    primaries = image.info.get("chromaticity")  # browsers obey them beside a gamma alone; greys have none
-    if not _LEAST_GAMMA <= gamma <= _LARGEST_GAMMA:  # libpng ignores it, others do not
+    if not _LEAST_GAMMA <= gamma <= _LARGEST_GAMMA:
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG with a strange gamma (gAMA {gamma})")
     change = _gamma(gamma)
+    if "srgb" in image.info:
+        if change:  # Firefox believes it, others do not
+            raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG in sRGB and of another gamma (gAMA {gamma})")
+        return None
     if primaries and image.mode not in _GREYS:
         _refuse_strange(primaries, is_gamma_strange=change is not None)
     return change
@@ -136,18 +144,16 @@ def _refuse_strange(stored: Sequence[float], *, is_gamma_strange: bool) -> None:
     """Refuse primaries that make another picture, and those without a meaning beside a gamma that some then ignore."""
     # Pillow reads them unsigned; of imaginary primaries, such as ACES', some are below zero
     chromaticities = [value - _UNSIGNED_TURN if value >= _UNSIGNED_TURN / 2 else value for value in stored]
-    strange = ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG in strange colours (cHRM {list(chromaticities)})")
-    try:
-        meant = any(stored) and min(chromaticities) >= 0 and max(chromaticities) <= _LARGEST_CHROMATICITY
-        matrix = np.linalg.solve(_cones(_SRGB_CHROMATICITIES), _cones(chromaticities)) if meant else None
-    except np.linalg.LinAlgError:  # of no colours
-        matrix = None
-    except ArithmeticError as error:
-        raise strange from error
-    if matrix is None:
-        if is_gamma_strange:
-            raise strange
+    strange = ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"PNG in strange colours (cHRM {chromaticities})")
+    in_range = min(chromaticities) >= 0 and max(chromaticities) <= _LARGEST_CHROMATICITY
+    if is_gamma_strange and not (in_range and any(stored)):
+        raise strange
+    if not any(stored):
         return
+    try:
+        matrix = np.linalg.solve(_cones(_SRGB_CHROMATICITIES), _cones(chromaticities))
+    except (ArithmeticError, np.linalg.LinAlgError) as error:  # of no colours
+        raise strange from error
     ramps = _LATTICE[0] / 255
     shown = np.clip(ramps**DISPLAY_GAMMA @ matrix.T, 0, 1) ** (1 / DISPLAY_GAMMA)
     if 255 * np.abs(shown - ramps).mean() > ORDINARY_MEAN_LEVELS:

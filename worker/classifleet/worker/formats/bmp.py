@@ -58,7 +58,9 @@ def as_browsers_read(data: bytes) -> bytes:
         raise _out_of_place()
     if header.size == _OS2_BYTES and header.coding:
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, "BMP of OS/2 that is compressed")
-    *_, alpha = struct.unpack_from("<4I", data, _MASKS_AT)
+    *colors, alpha = struct.unpack_from("<4I", data, _MASKS_AT)
+    if header.coding == _BY_MASKS and not all(colors):
+        raise ImageError(ErrorCode.UNDECODABLE, "BMP without a mask for each colour")
     if header.size < _ALPHA_BYTES or not alpha:
         return data
     if header.bits == 16:
