@@ -70,6 +70,15 @@ def test_a_row_that_is_not_whole_is_refused():
     assert refusal(whole[:-1]).code is ErrorCode.UNDECODABLE
 
 
+@pytest.mark.parametrize(("bits", "greys"), [(24, ()), (8, range(0, 250, 5))])
+def test_an_old_version_has_its_pixels_behind_its_palette(bits, greys):
+    data = bytearray(bmp([bytes(bits // 8 * 5)] * 4, bits, 5, greys=greys, size=12))
+    if bits == 24:
+        assert pixels(bytes(data)).shape == (4, 5, 3)
+        data[10] = 8
+    assert "out of place" in str(refusal(bytes(data) + bytes(900)))
+
+
 @pytest.mark.parametrize("at", [54, 58, 62])
 def test_a_colour_without_a_mask_is_refused(at):
     """Pillow takes no masks for the usual ones."""

@@ -49,3 +49,13 @@ def test_directories_that_hold_each_other_are_refused():
     block = HEAD_OF_TIFF + directory(*[entry(8, tag=TO_SUB, kind=4)] * 5_000)
     with pytest.raises(ImageError, match="entries"):
         exif.orientation(block)
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3, 6, 9])
+def test_a_block_that_ends_in_its_orientation_is_refused(missing):
+    """Firefox reads what there is, Chromium does not."""
+    block = HEAD_OF_TIFF + directory(entry(1, tag=0x100), entry(6))
+    assert exif.orientation(block[:-4]) == exif.orientation(block) == 6
+    with pytest.raises(ImageError, match="ends in its orientation"):
+        exif.orientation(block[: -4 - missing])
+    assert exif.orientation(HEAD_OF_TIFF + directory(entry(6), entry(1, tag=0x100))[: -4 - missing]) == 6

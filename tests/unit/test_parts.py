@@ -105,6 +105,9 @@ def test_colours_stand_before_the_palette_and_transparency_behind_it():
         refusal(PALETTE[:at] + LINEAR + PALETTE[at:])
     )  # Chromium reads it, others do not
     assert not np.array_equal(pixels(before(PALETTE, LINEAR)), pixels(PALETTE))
+    srgb = chunk(b"sRGB", b"\0")  # some programs write it there, and without a gamma it says nothing
+    assert np.array_equal(pixels(PALETTE[:at] + srgb + PALETTE[at:]), pixels(PALETTE))
+    assert "behind its palette" in str(refusal(before(PALETTE[:at] + srgb + PALETTE[at:], LINEAR)))
     clear = chunk(b"tRNS", bytes(8))
     assert np.array_equal(pixels(before(PALETTE, clear)), pixels(PALETTE))
     assert (pixels(PALETTE[:at] + clear + PALETTE[at:]) == 255).all()

@@ -54,7 +54,7 @@ def as_browsers_read(data: bytes) -> bytes:
         raise ImageError(ErrorCode.UNDECODABLE, "BMP whose pixels end before its last row: truncated")
     if header.bits <= _PALETTE_BITS:
         return _with_palette(data, header)
-    if header.size >= _INFO_BYTES and header.begin < _HEADER_AT + header.size:
+    if header.begin < _HEADER_AT + header.size:
         raise _out_of_place()
     if header.size == _OS2_BYTES and header.coding:
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, "BMP of OS/2 that is compressed")
@@ -132,7 +132,7 @@ def _with_palette(data: bytes, header: _Header) -> bytes:
     colors = header.colors or 1 << header.bits
     begin = _HEADER_AT + header.size
     end = begin + entry * colors
-    if header.size >= _INFO_BYTES and (header.begin < end or colors > 1 << header.bits):
+    if header.begin < end or colors > 1 << header.bits:
         raise _out_of_place()
     levels = (0, 255) if colors == 2 else range(colors)
     entries = range(begin, end, entry)

@@ -21,7 +21,7 @@ def orientation(block: bytes) -> int:
     """The first orientation in an Exif block that is one, 1 to 8; 1 if there is none.
 
     Raises:
-        ImageError: `undecodable`: it has too many entries; directories may hold each other.
+        ImageError: `undecodable`: it has too many entries (directories may hold each other), or ends in that one.
     """
     order = _TIFF_ORDERS.get(block[:4])
     if order is None or len(block) < _TIFF_HEADER_BYTES:
@@ -41,9 +41,13 @@ def _entries(block: bytes, order: str, at: int, *, is_root: bool) -> Iterator[tu
         return
     entry = struct.Struct(order + _TIFF_ENTRY)
     (entries,) = struct.unpack_from(order + "H", block, at)
-    for place in range(at + 2, min(at + 2 + entries * entry.size, len(block) - entry.size + 1), entry.size):
+    whole = at + 2 + entry.size * min(entries, (len(block) - at - 2) // entry.size)
+    for place in range(at + 2, whole, entry.size):
         tag, kind, count, value, _ = entry.unpack_from(block, place)
         yield tag, kind, count, value
         if is_root and (tag, kind, count) == (_SUB_DIRECTORY, _TIFF_LONG, 1):
             (sub,) = struct.unpack_from(order + "I", block, place + _TIFF_HEADER_BYTES)
             yield from _entries(block, order, sub, is_root=False)
+    cut = struct.unpack_from(order + "H", block.ljust(whole + 2, b"\0"), whole)
+    if whole < at + 2 + entry.size * entries and cut == (_ORIENTATION,):  # Firefox reads it, Chromium does not
+        raise ImageError(ErrorCode.UNDECODABLE, "Exif block that ends in its orientation")

@@ -93,7 +93,7 @@ def _strays(data: bytes, parts: Sequence[Span]) -> list[Span]:
                 strays.append((start, end))
                 over |= {kind} & _FIRST_ALONE
                 continue
-            if b"PLTE" in over and kind in _COLORS:
+            if b"PLTE" in over and kind in _COLORS and not (kind == b"sRGB" and b"gAMA" not in over):  # says nothing
                 raise ImageError(ErrorCode.UNDECODABLE, f"PNG with {kind.decode()} behind its palette")
             over.add(kind)
             kept[kind] = start, end
