@@ -64,7 +64,7 @@ def test_every_nasty_file_is_one_record(worker: Worker, request: pytest.FixtureR
     assert sorted(result.id for result in results) == [file.name for file in files]
     assert {result.error.code for result in results if result.error} <= ALLOWED
     assert all("\n" not in result.error.message for result in results if result.error)
-    assert sum(result.ok for result in results) > 300
+    assert sum(result.ok for result in results) > 250
     assert any(result.image.truncated for result in results if result.image)
     decoded = [result for result in results if result.ok or result.error.code is not ErrorCode.TOO_LARGE]
     assert max(result.timings["decode"] for result in decoded) < SLOWEST_SECONDS  # failed ones, too
