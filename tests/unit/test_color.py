@@ -201,6 +201,7 @@ def test_primaries_that_swap_colours_are_refused(swapped):
     with pytest.raises(ImageError, match="cHRM") as caught:
         decode(primaries(WHITE, *swapped))
     assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT
+    assert str(caught.value).isprintable()
     image = np.asarray(noise(60, 40))
     assert np.array_equal(pixels(primaries(WHITE, *swapped, exponent=None)), image)  # as in browsers: not alone
     assert np.array_equal(pixels(with_chunk(primaries(WHITE, *swapped), b"sRGB", b"\0")), image)
@@ -301,6 +302,7 @@ def test_hdr_is_refused_in_words(code):
     with pytest.raises(ImageError, match="cICP") as caught:
         decode(with_chunk(encode(noise(60, 40), "PNG"), b"cICP", bytes(code)))
     assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT
+    assert str(caught.value).isprintable()
 
 
 # CMYK and YCCK
@@ -384,6 +386,7 @@ def test_a_strange_profile_that_some_programs_obey_is_refused(broken):
     with pytest.raises(ImageError, match="broken profile") as caught:
         decode(encode(SHOWN, "PNG", icc_profile=broken))
     assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("code", [(0, 13, 0, 1), (2, 13, 0, 1), (10, 13, 0, 1), (200, 13, 0, 1), (1, 13, 0, 2)])
@@ -393,10 +396,13 @@ def test_code_points_that_browsers_do_not_read_are_refused(code):
         decode(with_chunk(encode(SHOWN, "PNG"), b"cICP", bytes(code)))
 
 
-@pytest.mark.parametrize("space", ["LAB", "XYZ"])
-def test_a_profile_of_a_space_that_no_picture_has_is_refused(space):
+LAB, XYZ = (ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes() for space in ("LAB", "XYZ"))
+
+
+@pytest.mark.parametrize("brought", [LAB, XYZ, profile(space=b"RGB\3")], ids=["LAB", "XYZ", "unknown"])
+def test_a_profile_of_a_space_that_no_picture_has_is_refused(brought):
     """Chromium reads a PNG's pixels in it, others as they are."""
-    brought = ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()
     with pytest.raises(ImageError, match="of another space") as caught:
         decode(encode(SHOWN, "PNG", icc_profile=brought))
     assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT
+    assert str(caught.value).isprintable()

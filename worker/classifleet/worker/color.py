@@ -210,7 +210,7 @@ def _study(profile: bytes, mode: str) -> _Profile | None:
         source = ImageCms.ImageCmsProfile(io.BytesIO(_as_browsers_read(profile)))
         named = source.profile.xcolor_space
         if all(named != name for name, _ in _SPACES.values()):  # some browsers obey it
-            raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"colour profile of another space ({named.strip()})")
+            raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"colour profile of another space ({named!r})")
         space = next((m for m, (name, modes) in _SPACES.items() if name == named and mode in modes), None)
         if space is None:
             return None
