@@ -110,7 +110,7 @@ OTHER_ANSWERS: dict[str, Callable[[], Plan | None]] = {
     "another activation": lambda: content_cache("*").plan({"pets@1": model(output__activation="sigmoid")}),
     "another precision": lambda: content_cache("*", promise="1 fp32").plan({"pets@1": model()}),
     "lenient": lambda: content_cache("*", limits=DecodeLimits(truncated="lenient")).plan({"pets@1": model()}),
-    "exact": lambda: content_cache("*", limits=DecodeLimits(exact=True)).plan({"pets@1": model()}),
+    "exact": lambda: content_cache("*", limits=DecodeLimits(exact=False)).plan({"pets@1": model()}),
     "fewer pixels": lambda: content_cache("*", limits=DecodeLimits(max_pixels=9)).plan({"pets@1": model()}),
     "decoded for a second model too": lambda: content_cache("pets").plan(
         {"pets@1": model(), "more@1": model(preprocess__background=[0, 0, 0])}

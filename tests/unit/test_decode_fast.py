@@ -25,6 +25,9 @@ TARGETS = [
 ]
 
 
+SCALED = DecodeLimits(exact=False)
+
+
 @functools.cache
 def photo(width: int, height: int, orientation: int = 1) -> bytes:
     exif = Image.Exif()
@@ -65,15 +68,32 @@ def test_scaled_jpeg_gives_nearly_the_same_pixels(target, orientation):
     ],
 )
 def test_never_below_the_margin(targets, divisor):
-    decoded = decode(encode(noise(1600, 800), "JPEG"), targets=targets)
+    decoded = decode(encode(noise(1600, 800), "JPEG"), targets=targets, limits=SCALED)
     assert {picture.image.width for picture in decoded.pictures.values()} == {1600 // divisor}
 
 
-def test_exact_decodes_in_full():
+def test_without_more_a_jpeg_is_decoded_in_full():
     data = encode(noise(2000, 1800), "JPEG")
-    (scaled,) = decode(data, targets=[IMAGENET]).pictures.values()
-    (full,) = decode(data, targets=[IMAGENET], limits=DecodeLimits(exact=True)).pictures.values()
+    (scaled,) = decode(data, targets=[IMAGENET], limits=SCALED).pictures.values()
+    (full,) = decode(data, targets=[IMAGENET]).pictures.values()
     assert (scaled.image.width, full.image.width) == (1000, 2000)
+
+
+def out_of_range(side: int) -> bytes:
+    """Dark grey on the whole, but of each 2 x 2 pixels three are light, and one is far below black."""
+    cells = np.full((side, side), 66, np.uint8)
+    cells[1::2, 1::2] = 54
+    data = encode(Image.fromarray(cells), "JPEG", qtables=[[1] * 64])
+    table = data.index(b"\xff\xdb\0\x43\0") + 5
+    return data[: table + 1] + bytes([40] * 63) + data[table + 64 :]
+
+
+def test_no_pixels_out_of_range_hide_a_picture():
+    """Of each 2 x 2, one pixel is far below black: everybody sees it as black, and scaling weighs it as it is."""
+    data = out_of_range(1824)
+    seen = prepared(decode(data), IMAGENET).mean()
+    assert abs(prepared(decode(data, targets=[IMAGENET]), IMAGENET).mean() - seen) < 1
+    assert abs(prepared(decode(data, targets=[IMAGENET], limits=SCALED), IMAGENET).mean() - seen) > 50
 
 
 # without Pillow

@@ -97,6 +97,7 @@ def test_a_failed_decode_gives_its_room_back():
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "JPEG"])
 def test_two_of_the_largest_pictures_are_decoded_at_one_time(kind, monkeypatch):
     monkeypatch.setattr(pixel_room, "SMALL_PIXELS", 0)
+    monkeypatch.setattr(decoder, "JPEG_SHARE", 1)
     monkeypatch.setattr(decoder, "_room", room := PixelRoom())
     data, limits = encode(noise(60, 40), kind), DecodeLimits(max_pixels=60 * 40)
     inside, most, go = [], [], threading.Event()
@@ -118,9 +119,9 @@ def test_two_of_the_largest_pictures_are_decoded_at_one_time(kind, monkeypatch):
     assert max(most) == 2
 
 
-@pytest.mark.parametrize(("options", "counted"), [({}, 0), ({"progressive": True}, 9_000_000)])
+@pytest.mark.parametrize(("options", "counted"), [({}, 0), ({"progressive": True}, 18_000_000)])
 def test_an_ordinary_photo_is_not_counted(options, counted, monkeypatch):
-    """12 megapixels are scaled while they are decoded; of a progressive one of 36, a part counts."""
+    """One of 12 megapixels; of a progressive one of 36, two parts count."""
     taken = []
     monkeypatch.setattr(decoder, "_room", room := PixelRoom())
     preprocess = decoder.preprocess

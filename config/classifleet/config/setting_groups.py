@@ -281,9 +281,10 @@ class IngestSettings(BaseModel):
         "JPEG that is damaged.",
     )
     decode_exact: bool = Field(
-        False,
-        description="Decode JPEGs in full, where else they are scaled while decoded (to no less than 3.5 times "
-        "what the model sees).",
+        True,
+        description="Decode JPEGs in full. Where nobody hostile writes them, false scales large ones while they are "
+        "decoded (to no less than 3.5 times what the model sees), in two thirds of the time; a hostile one can then "
+        "hide any picture from people, or from the model.",
     )
     decode_isolation: Literal["never", "suspect", "always"] = Field(
         "suspect",

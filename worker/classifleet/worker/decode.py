@@ -46,8 +46,9 @@ END_MARKER: Final = b"\xff\xd9"
 PILLOWS_EXIF_PREFIX: Final = b"Exif\0\0"
 LARGEST_AT_ONE_TIME: Final = 2
 """As many pictures of `max_pixels`, or more that are smaller, are decoded at one time."""
-PROGRESSIVE_SHARE: Final = 4
-"""A progressive JPEG is held in full, whatever its scale, but in a fraction of the bytes that colours take."""
+JPEG_SHARE: Final = 4
+"""Of the bytes that other pictures take: an ordinary JPEG is decoded once, to where it is resized from. A progressive
+one is also held in full, whatever its scale, in as many."""
 WHITE: Final[Color] = (255, 255, 255)
 _DEFAULT_LIMITS: Final = DecodeLimits()
 _room: Final = PixelRoom()
@@ -177,8 +178,9 @@ def _pictures(
     sideways, scalable = orientation in SIDEWAYS, bool(targets) and all(map(averages, targets))
     # colours that will be torn apart must not be averaged before
     drafted = _draft(image, targets, sideways=sideways) if scalable and not (limits.exact or shown) else image.size
-    progressive = math.prod(size) // PROGRESSIVE_SHARE if "progressive" in image.info else 0
-    take(max(progressive, math.prod(image.size)))
+    ordinary_jpeg = image.format in ("JPEG", "MPO") and not shown
+    held = math.prod(size) // JPEG_SHARE if "progressive" in image.info else 0
+    take(held + math.prod(image.size) // (JPEG_SHARE if ordinary_jpeg else 1))
     backgrounds = {target.background for target in targets} or {WHITE}
     ordinary = turbo_pixels(data, image) if scalable and not shown else None
     if ordinary is None and image.format in ("JPEG", "MPO") and not damaged and jpeg.in_several_scans(data):

@@ -39,13 +39,14 @@ class DecodeLimits:
     """What is decoded. Above 178 megapixels Pillow refuses whatever `max_pixels` allows.
 
     `lenient` completes a JPEG whose end is missing with grey, takes one in several scans that is damaged, and says so
-    in `info`; other formats that are cut stay errors. `exact` decodes every JPEG in full.
+    in `info`; other formats that are cut stay errors. `exact` decodes every JPEG in full: what libjpeg averages while
+    it scales it has not cut off to 0..255 before, so that a pixel far out of range weighs more than anybody sees.
     """
 
     max_pixels: int = 50_000_000
     max_side: int = 65_500
     truncated: Literal["strict", "lenient"] = "strict"
-    exact: bool = False
+    exact: bool = True
 
 
 def open_image(data: bytes, kind: str, limits: DecodeLimits, take: Take = lambda pixels: None) -> ImageFile.ImageFile:

@@ -1,7 +1,7 @@
 """Large pictures take turns: what many threads decode at one time has a limit in pixels.
 
 A picture of 50 megapixels needs up to a gigabyte while it is decoded, whatever the size of its file. Ordinary photos
-are not counted: a JPEG of any size is scaled to less than `SMALL_PIXELS` while it is decoded.
+are not counted: a JPEG of 16 megapixels takes no more than another picture of `SMALL_PIXELS`.
 """
 
 from __future__ import annotations

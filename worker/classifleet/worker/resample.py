@@ -29,6 +29,7 @@ Source = NDArray[np.uint8] | Image.Image
 Interpolation = Literal["bilinear", "bicubic"]
 Step = tuple[tuple[int, int], Box]
 MAX_STRIP_PIXELS: Final = 32_000_000
+STRIP_BYTES: Final = 1 << 20
 _FILTERS: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _REACHES: Final = {"bilinear": 1.0, "bicubic": 2.0}  # pixels of the output's size that a kernel reaches to either side
 _FAST_FILTERS: Final = {"bilinear": "bilinear", "bicubic": "catmull_rom"}
@@ -59,7 +60,8 @@ def resample(
     needed = _needed(inside, size, (columns, rows), _REACHES[interpolation])
     strip = size[1] * (needed[2] - needed[0]) if columns_first else size[0] * (needed[3] - needed[1])
     if strip <= MAX_STRIP_PIXELS and isinstance(source, np.ndarray) and fast is not None:
-        return _fast_steps(source, needed, _steps(size, inside, needed, columns_first=columns_first), interpolation)
+        steps = _steps(size, inside, needed, columns_first=columns_first)
+        return _fast_steps(source, needed, steps, interpolation, columns_first=columns_first)
     image = source if isinstance(source, Image.Image) else Image.fromarray(source)
     if interpolation == "bilinear" or strip > MAX_STRIP_PIXELS:
         return np.asarray(image.resize(size, _FILTERS[interpolation], box=inside))
@@ -91,16 +93,36 @@ def _steps(
 
 
 def _fast_steps(
-    source: NDArray[np.uint8], needed: tuple[int, int, int, int], steps: Iterator[Step], interpolation: Interpolation
+    source: NDArray[np.uint8],
+    needed: tuple[int, int, int, int],
+    steps: Iterator[Step],
+    interpolation: Interpolation,
+    *,
+    columns_first: bool,
 ) -> NDArray[np.uint8]:
+    """The first step, which sees all pixels, in strips that stay in the processor's cache while they are copied."""
     left, top, right, bottom = needed
-    part = source[top:bottom, left:right].tobytes()
-    image = fast.ImageData(right - left, bottom - top, fast.PixelType.U8x3, part)
+    part = source[top:bottom, left:right]
+    (to, (x, y, end, below)), (size, box) = steps
+    first = np.empty((to[1], to[0], 3), np.uint8)
+    step = max(1, STRIP_BYTES // (3 * (bottom - top if columns_first else right - left)))
+    for at in range(0, to[0] if columns_first else to[1], step):
+        if columns_first:
+            strip = part[:, at : at + step]
+            columns = strip.shape[1]
+            first[:, at : at + step] = _fast(strip, (columns, to[1]), (0, y, columns, below), interpolation)
+        else:
+            strip = part[at : at + step]
+            first[at : at + step] = _fast(strip, (to[0], len(strip)), (x, 0, end, len(strip)), interpolation)
+    return _fast(first, size, box, interpolation)
+
+
+def _fast(array: NDArray[np.uint8], to: tuple[int, int], box: Box, interpolation: Interpolation) -> NDArray[np.uint8]:
+    x, y, right, bottom = box
+    image = fast.ImageData(array.shape[1], array.shape[0], fast.PixelType.U8x3, array.tobytes())
+    target = fast.ImageData(*to, fast.PixelType.U8x3)
     kernel = fast.ResizeAlg.convolution(fast.FilterType[_FAST_FILTERS[interpolation]])
-    resizer = fast.Resizer()  # costs a microsecond; one that is kept keeps the memory of its largest picture
-    for to, (x, y, end, below) in steps:
-        target = fast.ImageData(*to, fast.PixelType.U8x3)
-        crop = fast.CropBox(x, y, end - x, below - y)
-        resizer.resize(image, target, fast.ResizeOptions(kernel, use_alpha=False, crop_box=crop))
-        image = target
-    return np.frombuffer(image.get_buffer(), np.uint8).reshape(image.height, image.width, 3)
+    crop = fast.CropBox(x, y, right - x, bottom - y)
+    # a resizer costs a microsecond; one that is kept keeps the memory of its largest picture
+    fast.Resizer().resize(image, target, fast.ResizeOptions(kernel, use_alpha=False, crop_box=crop))
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(to[1], to[0], 3)
