@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from classifleet.config import ErrorCode, ImageError
+from classifleet.worker import icc
 from classifleet.worker.decode import DecodeLimits, decode
 from tests.models_support import encode, noise, spec
 
@@ -28,24 +29,41 @@ def pixels(data: bytes) -> np.ndarray:
     return np.asarray(picture.image).astype(int)
 
 
-def profile(primaries=SRGB, curve: float | list[int] = 2.2, space: bytes = b"RGB ") -> bytes:
-    """An ICC profile (version 2) of three primaries and one curve: a gamma, or 16-bit levels."""
+TABLES = b"mft2" + bytes(60)
+
+
+def profile(
+    primaries=SRGB,
+    curve: float | list[int] = 2.2,
+    space: bytes = b"RGB ",
+    formula: tuple[float, ...] = (),
+    extra: dict[bytes, bytes] | None = None,
+    twice: bytes = b"",
+) -> bytes:
+    """An ICC profile (version 2) of three primaries and one curve: a gamma, 16-bit levels, or a formula.
+
+    And of what else is in it; one tag may be listed twice.
+    """
 
     def xyz(values):
         return b"XYZ " + bytes(4) + b"".join(struct.pack(">i", round(value * 65_536)) for value in values)
 
     levels = [round(curve * 256)] if isinstance(curve, float) else curve
     curves = b"curv" + bytes(4) + struct.pack(f">I{len(levels)}H", len(levels), *levels)
-    tags = {b"wtpt": xyz((0.9642, 1, 0.8249))}
+    if formula:
+        values = b"".join(struct.pack(">i", round(value * 65_536)) for value in formula)
+        curves = b"para" + bytes(4) + struct.pack(">H2x", {1: 0, 3: 1, 4: 2, 5: 3, 7: 4}[len(formula)]) + values
+    tags = {b"wtpt": xyz((0.9642, 1, 0.8249)), b"desc": b"desc" + bytes(90), **(extra or {})}
     if space == b"GRAY":
         tags[b"kTRC"] = curves
     else:
         tags |= {b"rgb"[n : n + 1] + b"XYZ": xyz(primaries[n]) for n in range(3)}
         tags |= {b"rgb"[n : n + 1] + b"TRC": curves for n in range(3)}
-    table, body = struct.pack(">I", len(tags)), b""
-    for name, value in tags.items():
+    listed = [*tags.items(), *((name, value) for name, value in tags.items() if name == twice)]
+    table, body = struct.pack(">I", len(listed)), b""
+    for name, value in listed:
         padded = value + bytes(-len(value) % 4)
-        table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(value))
+        table += name + struct.pack(">II", 132 + 12 * len(listed) + len(body), len(value))
         body += padded
     head = struct.pack(
         ">I4sI4s4s4s12x4s28x", 132 + len(table) - 4 + len(body), b"none", 0x02400000, b"mntr", space, b"XYZ ", b"acsp"
@@ -115,11 +133,9 @@ def test_alpha_is_kept_where_colours_are_changed():
 
 
 def test_a_table_of_colours_is_never_ordinary():
-    from classifleet.worker import color
-
-    plain = profile()
-    assert color._study(plain, "RGB").change is None
-    assert color._study(plain + b"A2B0", "RGB").change is not None
+    assert icc.study(profile(), "RGB", "PNG").change is None
+    with pytest.raises(ImageError, match="some programs obey"):  # its table is none
+        icc.study(profile(extra={b"A2B0": TABLES}), "RGB", "PNG")
 
 
 @pytest.mark.parametrize(("space", "obeyed"), [(b"DEBM", True), (b"BGRs", False)])
@@ -345,10 +361,13 @@ def changed(at: int, value: int) -> bytes:
     return SWAPPING[:at] + bytes((value,)) + SWAPPING[at + 1 :]
 
 
-def test_the_profile_of_an_animated_webp_is_not_read():
+def test_a_strange_profile_of_an_animated_webp_is_refused():
+    """Firefox obeys it, Chromium does not."""
     options = {"save_all": True, "append_images": [noise(64, 32).rotate(180)], "lossless": True}
     plain = encode(SHOWN, "WEBP", **options)
-    assert np.array_equal(pixels(encode(SHOWN, "WEBP", icc_profile=SWAPPING, **options)), pixels(plain))
+    assert np.array_equal(pixels(encode(SHOWN, "WEBP", icc_profile=profile(), **options)), pixels(plain))
+    with pytest.raises(ImageError, match="animated WEBP"):
+        decode(encode(SHOWN, "WEBP", icc_profile=SWAPPING, **options))
 
 
 def test_a_webp_announces_its_profile():
@@ -357,18 +376,26 @@ def test_a_webp_announces_its_profile():
     assert np.array_equal(pixels(bytes(data)), np.asarray(SHOWN))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_profile_of_colours_counts_for_greys(kind):
+def test_a_profile_of_colours_counts_for_greys_of_a_jpeg():
+    """For those of a PNG in Chromium alone."""
     grey = SHOWN.convert("L")
-    found = pixels(encode(grey, kind, icc_profile=profile(curve=6.0)))
-    assert np.abs(found - pixels(encode(grey, kind, icc_profile=profile(curve=6.0, space=b"GRAY")))).max() <= 1
-    assert found.mean() < pixels(encode(grey, kind)).mean() - 48
+    found = pixels(encode(grey, "JPEG", icc_profile=profile(curve=6.0)))
+    assert np.abs(found - pixels(encode(grey, "JPEG", icc_profile=profile(curve=6.0, space=b"GRAY")))).max() <= 1
+    assert found.mean() < pixels(encode(grey, "JPEG")).mean() - 48
+    assert pixels(encode(grey, "PNG", icc_profile=profile())).any()
+    with pytest.raises(ImageError, match="of colours, for greys"):
+        decode(encode(grey, "PNG", icc_profile=profile(curve=6.0)))
 
 
 @pytest.mark.parametrize("at", range(12, 16))
-def test_the_class_of_a_profile_does_not_count(at):
-    found = pixels(encode(SHOWN, "PNG", icc_profile=changed(at, 1)))
-    assert np.array_equal(found, pixels(encode(SHOWN, "PNG", icc_profile=SWAPPING)))
+def test_a_strange_profile_is_of_a_known_class(at):
+    """Firefox passes over others, Chromium does not; who has an ordinary one is not asked."""
+    with pytest.raises(ImageError, match="some programs obey"):
+        decode(encode(SHOWN, "PNG", icc_profile=changed(at, 1)))
+    ordinary = profile()
+    assert np.array_equal(
+        pixels(encode(SHOWN, "PNG", icc_profile=ordinary[:at] + b"\1" + ordinary[at + 1 :])), np.asarray(SHOWN)
+    )
 
 
 @pytest.mark.parametrize(
@@ -379,14 +406,60 @@ def test_the_class_of_a_profile_does_not_count(at):
         changed(132 + 4, 0xFF),  # a tag outside
         profile((RED_XYZ, BLUE_XYZ, (0.1, -3.0, 0.1))),
         profile(SRGB[::-1], curve=0.0),
+        changed(67, 9),  # an intent that nobody knows
+        changed(8, 5),  # a version of tomorrow
+        profile(SRGB[::-1], extra={b"A2B1": TABLES}),
+        profile(extra={b"A2B1": TABLES}),
+        profile(SRGB[::-1], formula=(1.0, -1.0, 1.0, 0.0, 0.0)),
+        profile(SRGB[::-1], formula=(-1.0,)),
+        profile(SRGB[::-1], twice=b"rTRC"),
+        profile(SRGB[::-1], twice=b"desc"),
+        profile(curve=[65_535 * (n % 2) for n in range(33_000)]),
     ],
 )
 def test_a_strange_profile_that_some_programs_obey_is_refused(broken):
     """Chromium passes over it, lcms does not."""
-    with pytest.raises(ImageError, match="broken profile") as caught:
+    with pytest.raises(ImageError, match="a profile that is broken") as caught:
         decode(encode(SHOWN, "PNG", icc_profile=broken))
     assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("code", [(9, 16), (9, 18), (1, 16), (1, 8)])
+def test_a_profile_of_hdr_is_refused(code):
+    """Chromium obeys its code points."""
+    hdr = profile(extra={b"cicp": b"cicp" + bytes(4) + bytes((*code, 0, 1))})
+    with pytest.raises(ImageError, match="of HDR colours"):
+        decode(encode(SHOWN, "PNG", icc_profile=hdr))
+    sdr = profile(extra={b"cicp": b"cicp" + bytes(4) + bytes((12, 13, 0, 1))})
+    assert np.array_equal(pixels(encode(SHOWN, "PNG", icc_profile=sdr)), np.asarray(SHOWN))
+
+
+def test_a_profile_of_colours_for_inks_is_ordinary_or_refused():
+    """Firefox obeys it."""
+    inks = SHOWN.convert("CMYK")
+    plain = pixels(encode(inks, "JPEG"))
+    assert np.array_equal(pixels(encode(inks, "JPEG", icc_profile=profile())), plain)
+    with pytest.raises(ImageError, match="some programs obey"):
+        decode(encode(inks, "JPEG", icc_profile=SWAPPING))
+
+
+def steps(*points: tuple[float, float]) -> list[int]:
+    """A curve, as seen on a display of gamma 2.2, that makes these of those levels."""
+    seen = np.interp(range(256), *zip((0, 0), *points, (255, 255), strict=True)) / 255
+    return [round(65_535 * level) for level in seen**2.2]
+
+
+@pytest.mark.parametrize("points", [((123, 81), (133, 176)), ((80, 123), (176, 133))], ids=["appears", "vanishes"])
+def test_a_curve_that_makes_a_picture_of_few_levels_is_not_ordinary(points):
+    few = Image.fromarray(np.linspace(80, 176, 64 * 64).astype(np.uint8).reshape(64, 64)).convert("RGB")
+    found = pixels(encode(few, "PNG", icc_profile=profile(curve=steps(*points))))
+    assert (
+        np.abs(
+            found[..., 1] - np.interp(np.asarray(few)[..., 1], *zip((0, 0), *points, (255, 255), strict=True))
+        ).max()
+        <= 6
+    )
 
 
 @pytest.mark.parametrize("code", [(0, 13, 0, 1), (2, 13, 0, 1), (10, 13, 0, 1), (200, 13, 0, 1), (1, 13, 0, 2)])

@@ -27,10 +27,11 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.config.record import ImageInfo
-from classifleet.worker.color import Correction, correction
+from classifleet.worker.color import correction
 from classifleet.worker.colorkey import load_keyed
 from classifleet.worker.formats import as_browsers_read, bmp, exif, gif, jpeg, png, sniff, webp
 from classifleet.worker.headers import DecodeLimits, open_image, quiet_pillow
+from classifleet.worker.icc import Correction
 from classifleet.worker.models.description import Color, Preprocess
 from classifleet.worker.pixel_room import PixelRoom, Take
 from classifleet.worker.preprocess import SIDEWAYS, Picture, averages, preprocess, scaled_size

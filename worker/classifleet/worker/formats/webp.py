@@ -37,7 +37,7 @@ def as_browsers_read(data: bytes) -> bytes:
         return _with_alpha(data, _HINT_AT)
     if not data.startswith(b"VP8X", _KIND_AT):
         return data
-    if _is_animated(data):
+    if is_animated(data):
         frame = data.find(b"ANMF", _BODY_AT)
         is_opaque = data[frame + 8 : frame + 20] == bytes(6) + data[_SIZE_AT : _SIZE_AT + _SIZE_BYTES]
     else:
@@ -55,13 +55,13 @@ def refuse_hidden_alpha(data: bytes, image: Image.Image) -> None:
     Raises:
         ImageError: `undecodable`.
     """
-    if not _is_animated(data) and image.mode == "RGBA" and np.asarray(image.getchannel("A")).min() < _OPAQUE:
+    if not is_animated(data) and image.mode == "RGBA" and np.asarray(image.getchannel("A")).min() < _OPAQUE:
         raise ImageError(ErrorCode.UNDECODABLE, "WEBP with transparency that its head does not announce")
 
 
 def has_profile(data: bytes) -> bool:
-    """Whether its head announces a colour profile. Of an animation, browsers do not read it."""
-    return data.startswith(b"VP8X", _KIND_AT) and data[_FLAGS_AT] & (_PROFILE | _ANIMATION) == _PROFILE
+    """Whether its head announces a colour profile."""
+    return data.startswith(b"VP8X", _KIND_AT) and bool(data[_FLAGS_AT] & _PROFILE)
 
 
 def canvas_size(data: bytes) -> tuple[int, int]:
@@ -78,7 +78,8 @@ def canvas_size(data: bytes) -> tuple[int, int]:
     return 1, 1
 
 
-def _is_animated(data: bytes) -> bool:
+def is_animated(data: bytes) -> bool:
+    """Whether it is of frames."""
     return data.startswith(b"VP8X", _KIND_AT) and bool(data[_FLAGS_AT] & _ANIMATION)
 
 
