@@ -59,3 +59,39 @@ def test_a_block_that_ends_in_its_orientation_is_refused(missing):
     with pytest.raises(ImageError, match="ends in its orientation"):
         exif.orientation(block[: -4 - missing])
     assert exif.orientation(HEAD_OF_TIFF + directory(entry(6), entry(1, tag=0x100))[: -4 - missing]) == 6
+
+
+def density(across: int, down: int, width: int, height: int, unit: int = 2) -> bytes:
+    """Pixels an inch, and the sides that a program says a picture of 960 x 96 has."""
+    values = 8 + 2 + 4 * 12 + 4
+    sides = directory(entry(width, tag=0xA002, kind=4), entry(height, tag=0xA003, kind=4))
+    root = directory(
+        struct.pack("<HHII", 0x11A, 5, 1, values + len(sides)),
+        struct.pack("<HHII", 0x11B, 5, 1, values + len(sides) + 8),
+        entry(unit, tag=0x128),
+        struct.pack("<HHII", TO_SUB, 4, 1, values),
+    )
+    return HEAD_OF_TIFF + root + sides + struct.pack("<4I", across, 1, down, 1)
+
+
+def test_pixels_that_browsers_stretch_are_refused():
+    """They show 96 x 96."""
+    with pytest.raises(ImageError, match="longer than wide"):
+        exif.refuse_stretched(density(720, 72, 96, 96), (960, 96))
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        density(300, 300, 230, 23),
+        density(720, 72, 960, 96),
+        density(720, 72, 97, 99),
+        density(720, 72, 96, 96, unit=3),
+        density(0, 72, 96, 96),
+        density(720, 72, 96, 96)[:-12],
+        HEAD_OF_TIFF + directory(entry(6)),
+        b"",
+    ],
+)
+def test_other_densities_do_not_count(block):
+    exif.refuse_stretched(block, (960, 96))

@@ -458,6 +458,77 @@ def test_a_gif_without_a_palette_is_refused():
     assert "palette" in str(refusal(bare))
 
 
+FRAMES = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+
+
+def animation() -> bytearray:
+    return bytearray(encode(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:], lossless=True))
+
+
+@pytest.mark.parametrize("at", [6, 9])
+def test_a_frame_of_a_webp_is_of_its_size(at):
+    """Pillow shows black around one that is smaller than it says, and browsers nothing."""
+    data = animation()
+    data[24], data[27] = 15, 15  # the canvas, less one
+    frame = data.index(b"ANMF") + 8
+    assert pixels(bytes(data)).shape == (16, 16, 3)
+    data[frame + at] = 11
+    assert "not of its size" in str(refusal(bytes(data)))
+
+
+def test_the_first_frame_of_a_webp_is_a_chunk():
+    """And not what looks like one in another."""
+    data = animation()
+    fake = b"JUNK" + struct.pack("<I", 32) + b"ANMF" + struct.pack("<I", 24) + bytes(6) + data[24:30] + bytes(12)
+    data[20] &= ~0x10
+    at = data.index(b"ANIM")
+    data[24] = 15
+    longer = (
+        bytes(data[:4]) + struct.pack("<I", len(data) - 8 + len(fake)) + bytes(data[8:at]) + fake + bytes(data[at:])
+    )
+    assert pixels(longer)[0, 15].tolist() == [255] * 3
+
+
+def test_an_animated_webp_that_hides_its_transparency_is_refused():
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    data = bytearray(encode(clear, "WEBP", save_all=True, append_images=FRAMES[1:], lossless=True, exact=True))
+    assert pixels(bytes(data))[0, 0].tolist() == [255] * 3
+    data[20] &= ~0x10
+    assert "does not announce" in str(refusal(bytes(data)))
+
+
+def test_frames_without_end_are_no_frames():
+    endless = b"RIFF\xff\xff\xff\x00WEBPVP8X" + struct.pack("<I", 10) + b"\2" + bytes(9) + b"junk\0\0\0\0" * 30_000
+    assert "parts" in str(refusal(endless))
+    assert "without a frame" in str(refusal(endless[:60]))
+
+
+def test_more_frames_than_there_can_be_are_refused():
+    """Chromium then shows the default image, Firefox nothing."""
+    frame = chunk(b"fcTL", struct.pack(">5IHHBB", 0, 64, 32, 0, 0, 1, 10, 0, 0))
+    for frames, plays in ((1 << 31, 0), (1, 1 << 31)):
+        data = before(PLAIN, chunk(b"acTL", struct.pack(">II", frames, plays)), frame)
+        assert "more frames than there can be" in str(refusal(data))
+
+
+def test_nothing_stands_between_the_parts_of_a_frame():
+    """Chromium shows nothing then."""
+    frames = encode(PICTURE, "PNG", save_all=True, append_images=[PICTURE.rotate(180)])
+    at = frames.rindex(b"fdAT") - 4
+    parted = frames[:at] + text(b"tEXt", b"a", b"b") + frames[at:]
+    assert np.array_equal(pixels(frames), np.asarray(PICTURE))
+    assert "between the parts of a frame" in str(refusal(parted))
+
+
+def test_a_profile_with_a_wrong_checksum_is_refused():
+    """Firefox does not look at it, others do."""
+    packed = zlib.compress(SWAPPING)
+    whole = before(PLAIN, chunk(b"iCCP", b"x\0\0" + packed))
+    wrong = before(PLAIN, chunk(b"iCCP", b"x\0\0" + packed[:-1] + bytes((packed[-1] ^ 1,))))
+    assert not np.array_equal(pixels(whole), pixels(PLAIN))
+    assert "checksum in its profile" in str(refusal(wrong))
+
+
 def test_what_a_webps_first_frame_leaves_out_is_background():
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     data = bytearray(encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))

@@ -53,6 +53,18 @@ def test_any_part_of_any_array_is_as_in_pillow(width, height, size, parts, kerne
     assert np.abs(found.astype(int) - wanted).max() <= 2
 
 
+@with_fast
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("columns_first", [False, True])
+@pytest.mark.parametrize("strip", [1, 1_000, 5_000])
+def test_strips_do_not_show(strip, columns_first, kernel, monkeypatch):
+    source = grid(150, 90)
+    whole = resample(source, (60, 40), (7.3, 2.1, 140, 90), kernel, columns_first=columns_first)
+    monkeypatch.setattr(module, "STRIP_BYTES", strip)
+    found = resample(source, (60, 40), (7.3, 2.1, 140, 90), kernel, columns_first=columns_first)
+    assert np.array_equal(found, whole)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("size", [(60, 20), (20, 60)])
 def test_columns_first_is_the_turned_picture(kernel, size):

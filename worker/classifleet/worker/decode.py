@@ -231,13 +231,16 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     twins the last.
     """
     if image.format in ("JPEG", "MPO"):
-        return exif.orientation(jpeg.exif(data))
-    if image.format == "PNG":
-        orientation = exif.orientation(image.info.get("exif", b"").removeprefix(PILLOWS_EXIF_PREFIX))
-        if orientation != 1 and (png.is_animated(data) or png.is_interlaced(data)):  # which Firefox does not turn
-            raise ImageError(ErrorCode.UNDECODABLE, "animated or interlaced PNG that Exif turns")
-        return orientation
-    return 1
+        block = jpeg.exif(data)
+    elif image.format == "PNG":
+        block = image.info.get("exif", b"").removeprefix(PILLOWS_EXIF_PREFIX)
+    else:
+        return 1
+    exif.refuse_stretched(block, image.size)
+    orientation = exif.orientation(block)
+    if image.format == "PNG" and orientation != 1 and (png.is_animated(data) or png.is_interlaced(data)):
+        raise ImageError(ErrorCode.UNDECODABLE, "animated or interlaced PNG that Exif turns")  # Firefox does not
+    return orientation
 
 
 def _flattened(image: Image.Image, backgrounds: set[Color]) -> dict[Color, Image.Image]:

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Final
 
 from classifleet.config.errors import ErrorCode, ImageError
+from classifleet.worker.formats import gainmap
 from classifleet.worker.formats.parts import MAX_PARTS, Span, counted, too_many, without
 
 MAX_SCANS: Final = 100
@@ -47,6 +48,7 @@ def as_browsers_read(data: bytes) -> bytes:
 
     Raises:
         ImageError: `undecodable`: it has too many segments, two frames, or progressive scans that leave a colour out.
+            `unsupported_format`: its gain map makes another picture in some browsers.
     """
     parts = counted(_segments(data), "JPEG")
     frames = [(start, end) for start, end in parts if _code(data, start) in _FRAMES]
@@ -57,6 +59,10 @@ def as_browsers_read(data: bytes) -> bytes:
     exif = [(start, end) for start, end in parts if _is_exif(data, start, end)]
     if exif and data[exif[0][0] + _EXIF_END_AT]:
         raise ImageError(ErrorCode.UNDECODABLE, "JPEG whose Exif block begins in a way that not all programs read")
+    if any(
+        data.startswith(_APP2 + data[start + 2 : start + 4] + gainmap.SEVERAL_PICTURES, start) for start, _ in parts
+    ):
+        gainmap.refuse_applied(data, {start for start, _ in parts})
     short = [(start, end) for start, end in parts if _is_profile(data, start) and end - start < _ICC_AT]
     return without(data, sorted(exif[1:] + short))
 

@@ -38,6 +38,7 @@ _ONCE: Final[Mapping[bytes, Sequence[int] | None]] = {
 """With the lengths that they may have."""
 _FIRST_ALONE: Final = frozenset({b"iCCP"})
 """Nothing takes the place of a bad one; and each is inflated."""
+_WRONG_SUM: Final = "incorrect data check"
 _INTENTS: Final = range(4)
 _NAME_BYTES: Final = range(1, 80)
 _TRANSPARENT: Final[Mapping[int, int]] = {0: 2, 2: 6}
@@ -77,12 +78,6 @@ def _spans(data: bytes) -> Iterator[Span]:
 
 
 def _strays(data: bytes, parts: Sequence[Span]) -> list[Span]:
-    """Texts and all else that does not shape the picture; twins; what stands behind the pixels, or is not of its size.
-
-    Raises:
-        ImageError: `undecodable`: browsers disagree about it.
-    """
-    _check_data(data, parts)
     kept: dict[bytes, Span] = {}
     over: set[bytes] = set()
     strays = []
@@ -119,30 +114,6 @@ def _strays(data: bytes, parts: Sequence[Span]) -> list[Span]:
     return sorted(strays)
 
 
-def _check_data(data: bytes, parts: Iterable[Span]) -> None:
-    """Refuse what browsers show in part or not at all, and Pillow in full, or in another way."""
-    previous, begun = b"", False
-    for start, end in parts:
-        kind = data[start + 4 : start + _HEAD_BYTES]
-        if kind == b"IHDR" and previous:  # Pillow believes it
-            raise ImageError(ErrorCode.UNDECODABLE, "PNG with more than one header")
-        if kind == b"IHDR" and end - start != _CHUNK_BYTES + _HEADER_BYTES:
-            raise ImageError(ErrorCode.UNDECODABLE, "PNG whose header is longer or shorter than it must be")
-        if kind == b"IHDR" and end <= len(data) and data[_CODINGS_AT : _INTERLACED_AT + 1] not in _CODINGS:
-            raise ImageError(ErrorCode.UNDECODABLE, "PNG of an unknown compression, filter or order")
-        if kind == b"IDAT" != previous and begun:
-            raise ImageError(ErrorCode.UNDECODABLE, "PNG with something between its pixels (IDAT)")
-        if kind in (b"IDAT", b"fcTL") and end <= len(data):
-            if zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
-                raise ImageError(ErrorCode.UNDECODABLE, f"PNG with a wrong checksum of {kind.decode()}")
-            if kind == b"fcTL" and tuple(data[end - 6 : end - 4]) not in _FRAME_WAYS:
-                raise ImageError(ErrorCode.UNDECODABLE, "PNG with an unknown way to lay its frames")
-        if kind == b"IEND":
-            return
-        previous, begun = kind, begun or kind == b"IDAT"
-    raise ImageError(ErrorCode.UNDECODABLE, "PNG without its end (IEND): truncated")
-
-
 def _check_pixels(data: bytes, parts: Iterable[Span]) -> None:
     """Refuse what browsers show in part or not at all, and Pillow in full, or in another way."""
     previous, begun = b"", False
@@ -156,6 +127,10 @@ def _check_pixels(data: bytes, parts: Iterable[Span]) -> None:
             raise ImageError(ErrorCode.UNDECODABLE, "PNG of an unknown compression, filter or order")
         if kind == b"IDAT" != previous and begun:
             raise ImageError(ErrorCode.UNDECODABLE, "PNG with something between its pixels (IDAT)")
+        if kind == b"fdAT" and previous not in (b"fcTL", b"fdAT"):
+            raise ImageError(ErrorCode.UNDECODABLE, "PNG with something between the parts of a frame (fdAT)")
+        if kind == b"acTL" and any(data[at] & 0x80 for at in (start + _HEAD_BYTES, end - 8) if at < len(data)):
+            raise ImageError(ErrorCode.UNDECODABLE, "PNG of more frames than there can be (acTL)")
         if kind in (b"IDAT", b"fcTL") and end <= len(data):
             if zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
                 raise ImageError(ErrorCode.UNDECODABLE, f"PNG with a wrong checksum of {kind.decode()}")
@@ -179,11 +154,17 @@ def _counts(kind: bytes, body: bytes) -> bool:
 
 
 def _is_inflatable(packed: bytes) -> bool:
-    """Whether it ends where it should; Pillow takes what there is. One too long is left for it to refuse."""
+    """Whether it ends where it should; Pillow takes what there is. One too long is left for it to refuse.
+
+    Raises:
+        ImageError: `undecodable`: it does, but its checksum is wrong, which Firefox does not look at.
+    """
     stream = zlib.decompressobj()
     try:
         stream.decompress(packed, PngImagePlugin.MAX_TEXT_CHUNK)
-    except zlib.error:
+    except zlib.error as error:
+        if _WRONG_SUM in str(error):
+            raise ImageError(ErrorCode.UNDECODABLE, "PNG with a wrong checksum in its profile") from error
         return False
     return stream.eof or bool(stream.unconsumed_tail)
 
