@@ -20,7 +20,7 @@ from classifleet.worker.formats.parts import MAX_PARTS, Span, counted, too_many,
 MAX_SCANS: Final = 100
 """Progressive or not; encoders write about 10. Each costs a pass over the whole picture, and 10 bytes."""
 MAX_SCANNED_PIXELS: Final = 1_000_000_000
-"""Of all scans together: 20 at 50 megapixels. 99 empty ones at 49 megapixels took 2.3 s, and some are decoded twice."""
+"""Of all scans together: 20 at 50 megapixels. 99 empty ones at 49 megapixels took 2.3 s; some are decoded twice."""
 _START_BYTES, _LENGTH_BYTES = 2, 2
 _MARKER: Final = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)  # what stands alone is left out
 _ALONE: Final = frozenset({0x01, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})  # Pillow reads no length there
