@@ -88,3 +88,10 @@ def test_another_picture_may_lie_in_a_segment_of_the_first():
 def test_what_the_first_picture_says_of_itself_is_read_in_part():
     harmless = segment(0xE1, XMP + b"<x a='line&#xA;line'/>"), segment(0xE2, ISO + bytes(4))
     assert np.array_equal(pixels(with_second(first=harmless)), pixels(PHOTO))
+
+
+def test_descriptions_without_end_are_refused():
+    """Each could claim 64 KiB."""
+    many = (b"\xff\xe1\xff\xff" + XMP) * 300_000
+    assert "gain map" in str(refusal(with_second(many)))
+    assert np.array_equal(pixels(with_second(*[xmp(SDR)] * 99)), pixels(PHOTO))

@@ -50,10 +50,12 @@ SCAN, TABLE, TABLE_WITH_A_SCAN = b"\xff\xda\x00\x02", b"\xff\xc4\x00\x02", b"\xf
     [
         (HEAD + SCAN * (MAX_SCANS + 50) + TABLE * 3_000_000, "scans"),
         (HEAD + SCAN + TABLE_WITH_A_SCAN * 3_000_000, "parts"),
+        (HEAD.replace(b"\xff\xc0", b"\xff\xc2", 1) + b"\xff\xda\0\x08\1\x09\0\1\x3f\0" * 1_500_000, "parts"),
+        (HEAD.replace(b"\xff\xc0", b"\xff\xc2", 1) + b"\xff\xda\0\x08\1\x09\0\1\x3f\0", "each colour"),
         # libjpeg skips what Pillow reads, and finds nothing but tables
         (HEAD[:2] + b"\xff\xf0\xff\xfc" + (HEAD[2:] + SCAN).ljust(0xFFFA, b"x") + TABLE * 3_000_000, "parts"),
     ],
-    ids=["many scans", "seeming scans", "no frame"],
+    ids=["many scans", "seeming scans", "scans of no colour", "one of no colour", "no frame"],
 )
 def test_no_marker_is_sought_for_seconds(data, words):
     began = time.thread_time()

@@ -59,6 +59,7 @@ _ICC_INTENT_AT, _ICC_INTENTS = 64, range(4)
 _ICC_COLORS: Final = (b"A2B", b"TRC")
 _ICC_OTHER_TABLES: Final = frozenset({b"A2B1", b"A2B2"})
 _ICC_FORMULA: Final = re.compile(rb"para\0\0\0\0")
+_ICC_MOST_FORMULAS: Final = 1000
 _ICC_PARAMETERS: Final = {0: 1, 1: 3, 2: 4, 3: 5, 4: 7}  # by the function
 _ICC_PLAIN_FORMULA: Final = (1.0, 1.0, 0.0, 0.0, 0.0)
 _ICC_ONE: Final = 65_536
@@ -181,7 +182,8 @@ def _is_sound(profile: bytes) -> bool:
         and np.abs(total - _ICC_D50).max() < _ICC_SUM_TOLERANCE
         and not any(_icc_has_no_slope(profile, tags[name][0]) for name in _ICC_CURVES if name in tags)
         and all(length >= _ICC_LEAST_TAG_BYTES and at + length <= size for at, length in tags.values())
-        and all(map(_is_rising, _icc_formulas(profile)))
+        and len(formulas := _icc_formulas(profile)) <= _ICC_MOST_FORMULAS
+        and all(map(_is_rising, formulas))
         and (b"A2B0" in tags or not tags.keys() & _ICC_OTHER_TABLES)
     )
 
@@ -189,7 +191,7 @@ def _is_sound(profile: bytes) -> bool:
 def _icc_formulas(profile: bytes) -> list[tuple[float, ...]]:
     """The parameters of all curves by formula (`para`), be they in a tag or in a table: g, a, b, c, d and so on."""
     found = []
-    for match in _ICC_FORMULA.finditer(profile):
+    for match in itertools.islice(_ICC_FORMULA.finditer(profile), _ICC_MOST_FORMULAS + 1):
         kind, at = int.from_bytes(profile[match.end() : match.end() + 2]), match.end() + 4
         count = _ICC_PARAMETERS.get(kind, 0)
         values = struct.unpack_from(f">{count}i", profile.ljust(at + 4 * count, b"\0"), at)

@@ -9,12 +9,16 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Collection
+from itertools import islice
 from typing import Final
 
 from classifleet.config.errors import ErrorCode, ImageError
 
 SEVERAL_PICTURES: Final = b"MPF\0"
 """What begins the segment without which Chromium looks for no second picture."""
+MAX_DESCRIPTIONS: Final = 100
+"""In a file. Each may be as long as a segment."""
+_ISO_BYTES: Final = 32
 _ISO: Final = re.compile(rb"urn:iso:std:iso:ts:21496:-1\0")
 _ISO_HEAD: Final = ">4xB"  # behind two versions
 _ISO_BACKWARD, _ISO_ONE_DENOMINATOR = 0x04, 0x08
@@ -37,12 +41,15 @@ def refuse_applied(data: bytes, own: Collection[int]) -> None:
     Raises:
         ImageError: `unsupported_format`.
     """
-    ordinary = all(
-        _is_for_hdr(_segment(data, found), is_own=found.start() - _HEAD_BYTES in own) for found in _XMP.finditer(data)
-    ) and all(
-        _is_iso_for_hdr(data[found.end() :])
-        for found in _ISO.finditer(data)
-        if found.start() - _HEAD_BYTES not in own  # there, it gives versions alone
+    descriptions, maps = (list(islice(kind.finditer(data), MAX_DESCRIPTIONS + 1)) for kind in (_XMP, _ISO))
+    ordinary = (
+        max(len(descriptions), len(maps)) <= MAX_DESCRIPTIONS
+        and all(_is_for_hdr(_segment(data, each), is_own=each.start() - _HEAD_BYTES in own) for each in descriptions)
+        and all(
+            _is_iso_for_hdr(data[each.end() : each.end() + _ISO_BYTES])
+            for each in maps
+            if each.start() - _HEAD_BYTES not in own  # there, it gives versions alone
+        )
     )
     if not ordinary:
         raise ImageError(

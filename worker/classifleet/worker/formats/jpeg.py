@@ -153,7 +153,7 @@ def _all_colors_come(data: bytes, frame: int, end: int) -> bool:
     """Whether each colour of a progressive frame gets its mean values, which its first coefficients are."""
     left = set(data[frame + _FRAME_COLORS_AT + 1 : end : _FRAME_COLOR_BYTES])
     for at in _scans_at(data):
-        (count,) = data[at + _SCAN_COLORS_AT :][:1] or b"\0"
+        (count,) = data[at + _SCAN_COLORS_AT : at + _SCAN_COLORS_AT + 1] or b"\0"
         begin = at + _SCAN_COLORS_AT + 1
         first = begin + count * _SCAN_COLOR_BYTES
         if data[first : first + 1] == b"\0":
