@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.fuzz.browser import BROWSERS, browser, installed
+from tests.fuzz.made import picture
 from tests.fuzz.seen import AT_A_TIME, difference, differing
-from tests.fuzz.shapes import mutant, picture
+from tests.fuzz.shapes import mutant
 
 FILES = 1000
 

@@ -11,7 +11,7 @@ from PIL import Image
 from classifleet.config.errors import ErrorCode
 from classifleet.worker.decode import decode
 from classifleet.worker.formats import as_browsers_read
-from tests.decode_support import chunk, gif, pixels, png, refusal
+from tests.decode_support import chunk, pixels, png, refusal
 from tests.models_support import encode, noise, spec
 from tests.unit.test_color import SRGB, profile
 
@@ -302,39 +302,6 @@ def test_a_segment_without_numbers_is_no_part_of_a_colour_profile():
     assert np.array_equal(pixels(with_short), pixels(data))
 
 
-def graphic_control(transparent: bool) -> bytes:
-    return b"!\xf9\x04" + bytes((transparent, 0, 0, 0)) + b"\0"
-
-
-@pytest.mark.parametrize(
-    ("controls", "clear"),
-    [((True,), True), ((True, False), False), ((False, True), True), ((True, False, True), True)],
-)
-def test_the_last_graphic_control_counts(controls, clear):
-    given = red_gif(*map(graphic_control, controls))
-    assert pixels(given)[0, 0].tolist() == ([255] * 3 if clear else [255, 0, 0])
-
-
-def red_gif(*extensions: bytes) -> bytes:
-    image = Image.new("P", (4, 4), 0)
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    data = encode(image, "GIF")
-    at = data.index(b",", 13 + 6)
-    return data[:at] + b"".join(extensions) + data[at:]
-
-
-def test_a_comment_is_no_graphic_control():
-    """A block of 33 bytes begins with an exclamation mark, too."""
-    comment = b"!\xfe" + (b"!" + b"\xf9\x04" + bytes(31)) * 2 + b"\0"
-    assert pixels(red_gif(graphic_control(True), comment))[0, 0].tolist() == [255] * 3
-    assert pixels(red_gif(comment, graphic_control(False)))[0, 0].tolist() == [255, 0, 0]
-
-
-def test_a_graphic_control_of_more_blocks_is_left_out_whole():
-    longer = graphic_control(True)[:-1] + b"\x02,," + b"\0"
-    assert pixels(red_gif(longer, graphic_control(False)))[0, 0].tolist() == [255, 0, 0]
-
-
 # what Chromium shows
 
 
@@ -394,115 +361,6 @@ def test_a_profile_behind_the_frame_header_counts():
     assert np.array_equal(pixels(plain[:at] + segment + plain[at:]), pixels(data))
 
 
-@pytest.mark.parametrize("stray", [b"\0", b"\x05", b"\xff"])
-def test_browsers_show_nothing_behind_a_stray_byte_of_a_gif(stray):
-    data = gif((8, 8), (0, 0, 8, 8))
-    at = data.index(b",", 13 + 6)
-    assert "stray" in str(refusal(data[:at] + stray + data[at:]))
-
-
-@pytest.mark.parametrize("bits", [0, 1, 9, 12, 13, 255])
-def test_a_gifs_codes_are_of_two_to_eight_bits(bits):
-    """Pillow takes up to 12, and shows what browsers do not."""
-    data = red_gif()
-    at = data.index(b",", 13 + 6) + 10
-    assert data[at] in range(2, 9)
-    assert "2 to 8 bits" in str(refusal(data[:at] + bytes((bits,)) + data[at + 1 :]))
-
-
-@pytest.mark.parametrize(
-    ("version", "canvas", "frame", "in_place"),
-    [
-        (b"GIF89a", (8, 8), (0, 0, 8, 8), True),
-        (b"GIF87a", (8, 8), (0, 0, 8, 8), True),
-        (b"GIF89a", (0, 0), (0, 0, 8, 8), True),
-        (b"GIF87a", (8, 3), (0, 0, 8, 8), True),
-        (b"GIF89a", (9, 9), (1, 1, 8, 8), True),
-        (b"GIF87a", (9, 9), (1, 1, 8, 8), False),
-        (b"GIF87a", (9, 9), (0, 0, 8, 8), False),
-        (b"GIF89a", (9, 9), (2, 1, 8, 8), False),
-        (b"GIF89a", (8, 8), (1, 0, 8, 8), False),
-        (b"GIF89a", (100, 4), (0, 0, 8, 8), False),
-        (b"GIF89a", (0, 0), (90, 0, 8, 8), False),
-    ],
-)
-def test_a_gifs_first_frame_is_where_every_program_puts_it(version, canvas, frame, in_place):
-    """Chromium enlarges the canvas, Firefox moves or cuts the frame: in a large one, no model would find it."""
-    data = version + gif(canvas, frame)[6:]
-    if in_place:
-        assert pixels(data).shape == (max(canvas[1], 8), max(canvas[0], 8), 3)
-    else:
-        assert "not where its canvas is" in str(refusal(data))
-
-
-@pytest.mark.parametrize("key", [None, 3])
-def test_pixels_that_a_gifs_palette_lacks_are_refused(key):
-    """Unless they are clear."""
-    image = Image.new("P", (8, 8), 1)
-    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
-    image.putpixel((2, 2), 3)
-    options = {} if key is None else {"transparency": 3}
-    data = encode(image, "GIF", optimize=False, **options)
-    assert data[10] & 7 == 1
-    short = data[:10] + bytes((data[10] & 0xF8,)) + data[11:19] + data[25:]
-    if key:
-        assert pixels(short)[2, 2].tolist() == [255] * 3
-    else:
-        assert "palette lacks" in str(refusal(short))
-
-
-def test_a_gif_without_a_palette_is_refused():
-    data = gif((8, 8), (0, 0, 8, 8))
-    size = 3 << (data[10] & 7) + 1
-    bare = data[:10] + bytes((data[10] & 0x7F,)) + data[11:13] + data[13 + size :]
-    assert "palette" in str(refusal(bare))
-
-
-FRAMES = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
-
-
-def animation() -> bytearray:
-    return bytearray(encode(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:], lossless=True))
-
-
-@pytest.mark.parametrize("at", [6, 9])
-def test_a_frame_of_a_webp_is_of_its_size(at):
-    """Pillow shows black around one that is smaller than it says, and browsers nothing."""
-    data = animation()
-    data[24], data[27] = 15, 15  # the canvas, less one
-    frame = data.index(b"ANMF") + 8
-    assert pixels(bytes(data)).shape == (16, 16, 3)
-    data[frame + at] = 11
-    assert "not of its size" in str(refusal(bytes(data)))
-
-
-def test_the_first_frame_of_a_webp_is_a_chunk():
-    """And not what looks like one in another."""
-    data = animation()
-    fake = b"JUNK" + struct.pack("<I", 32) + b"ANMF" + struct.pack("<I", 24) + bytes(6) + data[24:30] + bytes(12)
-    data[20] &= ~0x10
-    at = data.index(b"ANIM")
-    data[24] = 15
-    longer = (
-        bytes(data[:4]) + struct.pack("<I", len(data) - 8 + len(fake)) + bytes(data[8:at]) + fake + bytes(data[at:])
-    )
-    assert pixels(longer)[0, 15].tolist() == [255] * 3
-
-
-def test_an_animated_webp_that_hides_its_transparency_is_refused():
-    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    data = bytearray(encode(clear, "WEBP", save_all=True, append_images=FRAMES[1:], lossless=True, exact=True))
-    assert pixels(bytes(data))[0, 0].tolist() == [255] * 3
-    data[20] &= ~0x10
-    assert "does not announce" in str(refusal(bytes(data)))
-
-
-def test_frames_without_end_are_no_frames():
-    endless = b"RIFF\xff\xff\xff\x00WEBPVP8X" + struct.pack("<I", 10) + b"\2" + bytes(9) + b"junk\0\0\0\0" * 30_000
-    assert "parts" in str(refusal(endless))
-    assert "without a frame" in str(refusal(endless[:60]))
-
-
 def test_more_frames_than_there_can_be_are_refused():
     """Chromium then shows the default image, Firefox nothing."""
     frame = chunk(b"fcTL", struct.pack(">5IHHBB", 0, 64, 32, 0, 0, 1, 10, 0, 0))
@@ -527,33 +385,3 @@ def test_a_profile_with_a_wrong_checksum_is_refused():
     wrong = before(PLAIN, chunk(b"iCCP", b"x\0\0" + packed[:-1] + bytes((packed[-1] ^ 1,))))
     assert not np.array_equal(pixels(whole), pixels(PLAIN))
     assert "checksum in its profile" in str(refusal(wrong))
-
-
-def test_what_a_webps_first_frame_leaves_out_is_background():
-    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
-    data = bytearray(encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))
-    data[20] &= ~0x10
-    data[24] = 15  # width, less one
-    found = pixels(bytes(data))
-    assert (found[0, 0].tolist(), found[0, 15].tolist()) == ([255, 0, 0], [255] * 3)
-
-
-def test_a_webp_that_hides_its_transparency_is_refused():
-    """Pillow shows what is clear; browsers, a mixture of their own."""
-    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    clear.putpixel((0, 0), (0, 0, 255, 255))
-    extended = encode(clear, "WEBP", lossless=True, exact=True)
-    at = extended.index(b"VP8L")
-    lossless = bytearray(extended[at:])
-    riff = b"RIFF" + struct.pack("<I", 4 + len(lossless)) + b"WEBP"
-    found = pixels(riff + bytes(lossless))
-    assert (found[0, 0].tolist(), found[5, 5].tolist()) == ([0, 0, 255], [255] * 3)
-    lossless[12] &= ~0x10  # the hint that there is any
-    assert "does not announce" in str(refusal(riff + bytes(lossless)))
-    announced = bytearray(encode(clear, "WEBP", lossless=True, exact=True, exif=b"II*\0\x08\0\0\0\0\0"))
-    announced[20] &= ~0x10
-    assert "does not announce" in str(refusal(bytes(announced)))
-    opaque = encode(clear.convert("RGB"), "WEBP", lossless=True, exif=b"II*\0\x08\0\0\0\0\0")
-    assert pixels(opaque)[5, 5].tolist() == [255, 0, 0]
-    twice = bytes(lossless) + b"ALPH" + struct.pack("<I", 65) + bytes(66)
-    assert refusal(b"RIFF" + struct.pack("<I", 4 + len(twice)) + b"WEBP" + twice).code is ErrorCode.UNDECODABLE

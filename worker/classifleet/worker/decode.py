@@ -53,11 +53,11 @@ one is also held in full, whatever its scale, in as many."""
 WHITE: Final[Color] = (255, 255, 255)
 _DEFAULT_LIMITS: Final = DecodeLimits()
 _room: Final = PixelRoom()
-_REFUSE_MISSING_COLORS: Final[Mapping[tuple[str | None, str], Callable[[bytes, Image.Image], None]]] = {
-    ("BMP", "P"): bmp.refuse_missing_colors,
-    ("PNG", "P"): png.refuse_missing_colors,
-    ("GIF", "P"): gif.refuse_missing_colors,
-    ("GIF", "L"): gif.refuse_missing_colors,
+_PALETTE_COLORS: Final[Mapping[tuple[str | None, str], Callable[[bytes], int]]] = {
+    ("BMP", "P"): bmp.palette_colors,
+    ("PNG", "P"): png.palette_colors,
+    ("GIF", "P"): gif.palette_colors,
+    ("GIF", "L"): gif.palette_colors,  # of greys, where Pillow takes the indices themselves
 }
 _SIXTEEN_TO_EIGHT: Final = ((np.arange(65_536) * 255 + 32_767) // 65_535).astype(np.uint8)
 
@@ -198,10 +198,18 @@ def _loaded(
     keyed = load_keyed(image, data)
     if image.format == "PNG" and not image.tell() and (png.is_interlaced(data) or not _last_row(keyed).any()):
         png.refuse_short(data, image.size)
-    refuse = _REFUSE_MISSING_COLORS.get((image.format, image.mode))
-    if refuse is not None:
-        refuse(data, image)
+    if count := _PALETTE_COLORS.get((image.format, image.mode)):
+        _refuse_missing_colors(image, count(data))
     return _flattened(_colors(keyed, image.format, shown, painted), backgrounds)
+
+
+def _refuse_missing_colors(image: Image.Image, colors: int) -> None:
+    """Refuse a picture whose pixels name colours that its palette lacks: each program fills in its own."""
+    indices = np.asarray(image)
+    if indices.max() < colors:
+        return
+    if ((indices >= colors) & (indices != image.info.get("transparency"))).any():
+        raise ImageError(ErrorCode.UNDECODABLE, f"{image.format} with pixels that its palette lacks")
 
 
 def _last_row(image: Image.Image) -> NDArray[np.uint8]:

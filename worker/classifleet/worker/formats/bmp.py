@@ -5,9 +5,6 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
-import numpy as np
-from PIL import Image
-
 from classifleet.config.errors import ErrorCode, ImageError
 
 _BEGIN_AT: Final = 10
@@ -106,21 +103,10 @@ def calibration(data: bytes) -> tuple[float, list[float]] | None:
     return gamma, [*_D65, *xy]
 
 
-def refuse_missing_colors(data: bytes, image: Image.Image) -> None:
-    """Refuse one whose pixels name colours that its palette lacks: each program fills in its own.
-
-    Args:
-        data: The file.
-        image: The same, loaded, of indices.
-
-    Raises:
-        ImageError: `undecodable`.
-    """
-    if len(data) < _MASKS_AT:
-        return
-    size, colors = struct.unpack_from("<I28xI", data, _HEADER_AT)
-    if size >= _INFO_BYTES and 0 < colors <= np.asarray(image).max():
-        raise ImageError(ErrorCode.UNDECODABLE, "BMP with pixels that its palette lacks")
+def palette_colors(data: bytes) -> int:
+    """How many colours the palette of a picture of indices has."""
+    header = _header(data)
+    return header.colors or 1 << header.bits
 
 
 def _with_palette(data: bytes, header: _Header) -> bytes:

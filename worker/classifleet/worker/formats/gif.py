@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-import numpy as np
-from PIL import Image
-
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.worker.formats.parts import Span, counted, without
 
@@ -52,24 +49,11 @@ def canvas_size(data: bytes) -> tuple[int, int]:
     return max(width, left + columns, 1), max(height, top + rows, 1)
 
 
-def refuse_missing_colors(data: bytes, image: Image.Image) -> None:
-    """Refuse one whose pixels name colours that its palette lacks: each program fills in its own.
-
-    Args:
-        data: The file.
-        image: The same, loaded, of indices or of greys.
-
-    Raises:
-        ImageError: `undecodable`.
-    """
+def palette_colors(data: bytes) -> int:
+    """How many colours the palette of the first frame has."""
     *_, (_, end) = _blocks(data)
     flags = data[end - 1] if data[end - 1] & _HAS_PALETTE else data[_FLAGS_AT]
-    indices = np.asarray(image)
-    beyond = indices >= _palette_bytes(flags) // 3
-    if "transparency" in image.info:
-        beyond &= indices != image.info["transparency"]
-    if beyond.any():
-        raise ImageError(ErrorCode.UNDECODABLE, "GIF with pixels that its palette lacks")
+    return _palette_bytes(flags) // 3
 
 
 def _is_in_place(data: bytes) -> bool:

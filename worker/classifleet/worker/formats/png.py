@@ -12,8 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import PngImagePlugin
 
 from classifleet.config.errors import ErrorCode, ImageError
 from classifleet.worker.formats.parts import Span, counted, without
@@ -208,19 +207,9 @@ def is_animated(data: bytes) -> bool:
     return any(kind == b"acTL" for kind, _ in chunks(data))
 
 
-def refuse_missing_colors(data: bytes, image: Image.Image) -> None:
-    """Refuse one whose pixels name colours that its palette lacks: each program fills in its own.
-
-    Args:
-        data: The file.
-        image: The same, loaded, of indices.
-
-    Raises:
-        ImageError: `undecodable`.
-    """
-    most = np.asarray(image).max()
-    if any(kind == b"PLTE" and len(body) // _COLOR_BYTES <= most for kind, body in chunks(data)):
-        raise ImageError(ErrorCode.UNDECODABLE, "PNG with pixels that its palette lacks")
+def palette_colors(data: bytes) -> int:
+    """How many colours the palette of a picture of indices has."""
+    return next((len(body) // _COLOR_BYTES for kind, body in chunks(data) if kind == b"PLTE"), 0)
 
 
 def refuse_short(data: bytes, size: tuple[int, int]) -> None:
