@@ -161,7 +161,7 @@ def keeping_alpha(image: Image.Image, mode: str, change: Correction) -> Image.Im
 def _is_sdr(profile: bytes, tags: list[tuple[bytes, int, int]]) -> bool:
     """Whether a profile without code points, or with those of ordinary colours: Chromium believes them first."""
     codes = [profile[at + 8 : at + 12] for name, at, _ in tags if name == b"cicp"]
-    return all(code[:1] and code[0] in SDR_PRIMARIES and code[1] in SDR_TRANSFERS for code in codes)
+    return all(len(code) > 1 and code[0] in SDR_PRIMARIES and code[1] in SDR_TRANSFERS for code in codes)
 
 
 def _is_sound(profile: bytes) -> bool:
